@@ -1,0 +1,120 @@
+"""The layers both graphs are made of. Shapes: B batch, S tokens, D hidden, H heads, F frames, P patches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from export.checkpoint import Checkpoint
+from export.graph import CONTRIB, Graph, Value
+from export.safetensors_file import Tensor
+from quant.schemes import Linear
+from quant.selection import scheme_for
+
+BLOCK_BYTES = 64 * 2**20
+DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every block works with; `matrices` records the scheme each matrix was given."""
+
+    graph: Graph
+    checkpoint: Checkpoint
+    precision: str
+    matrices: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows start..stop of a checkpoint tensor as a matrix [rows, everything else]; a vector is [rows, 1]."""
+
+    name: str
+    tensor: Tensor
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.stop - self.start, int(np.prod(self.tensor.shape[1:], dtype=np.int64))
+
+    @property
+    def stored_dtype(self) -> str:
+        """The checkpoint's own type."""
+        return DTYPE_NAMES[self.tensor.dtype]
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Row blocks as float32 [rows, columns], at most BLOCK_BYTES each."""
+        step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
+        for start in range(self.start, self.stop, step):
+            stop = min(start + step, self.stop)
+            yield self.tensor.rows(start, stop).reshape(stop - start, -1)
+
+
+def matrix(parts: Parts, name: str, shape: Sequence[int]) -> RowRange:
+    """A whole weight of the checkpoint."""
+    return RowRange(name, parts.checkpoint.tensor(name, tuple(shape)), 0, shape[0])
+
+
+def vector(parts: Parts, name: str, size: int) -> Value:
+    """A norm's weight or bias as a float32 initializer [size]."""
+    return parts.graph.weight(name, "float32", (size,), matrix(parts, name, (size,)).blocks)
+
+
+def linears(parts: Parts, x: Value, layers: Sequence[Linear]) -> list[Value]:
+    """x [..., K] through layers that share it → one [..., N] each; consecutive equal schemes go together."""
+    schemes = [scheme_for(layer.weight.name, parts.precision) for layer in layers]
+    for layer, scheme in zip(layers, schemes, strict=True):
+        parts.matrices[layer.weight.name] = scheme.name
+    outputs: list[Value] = []
+    while len(outputs) < len(layers):
+        start = len(outputs)
+        same = [layer for layer, scheme in zip(layers, schemes, strict=True) if scheme == schemes[start]]
+        if same != list(layers[start : start + len(same)]):
+            same = [layers[start]]
+        outputs += schemes[start].linear(parts.graph, x, same)
+    return outputs
+
+
+def linear(parts: Parts, x: Value, prefix: str, sizes: tuple[int, int], bias: bool = False) -> Value:
+    """x [..., K] through `prefix.weight` of `sizes` (N, K), with `prefix.bias` if asked → [..., N]."""
+    offset = matrix(parts, f"{prefix}.bias", sizes[:1]) if bias else None
+    return linears(parts, x, [Linear(matrix(parts, f"{prefix}.weight", sizes), offset)])[0]
+
+
+def table_rows(parts: Parts, name: str, shape: tuple[int, int], ids: Value) -> Value:
+    """Rows of the table `name` at integer `ids` [...] → float32 [..., K]."""
+    scheme = scheme_for(name, parts.precision)
+    parts.matrices[name] = scheme.name
+    rows: Value = scheme.rows(parts.graph, matrix(parts, name, shape), ids)
+    return rows
+
+
+def rms_norm(parts: Parts, x: Value, name: str, size: int, epsilon: float) -> Value:
+    """RMSNorm over the last axis; the fused skip form is slower on the CPU."""
+    weight = vector(parts, name, size)
+    return parts.graph.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=epsilon, stash_type=1)
+
+
+def layer_norm(parts: Parts, x: Value, prefix: str, size: int) -> Value:
+    """LayerNorm over the last axis with the vision encoder's epsilon."""
+    weight, bias = vector(parts, f"{prefix}.weight", size), vector(parts, f"{prefix}.bias", size)
+    return parts.graph.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=1e-6)
+
+
+def reshape(graph: Graph, x: Value, shape: Sequence[int]) -> Value:
+    """Reshape with ONNX's conventions: 0 keeps a dimension, -1 is inferred."""
+    return graph.op("Reshape", x, graph.constant(np.array(shape, np.int64)))
+
+
+def swiglu(parts: Parts, x: Value, prefix: str, sizes: tuple[int, int]) -> Value:
+    """down(silu(gate(x)) * up(x)); `sizes` is (intermediate, hidden). SiLU as QuickGelu(alpha 1): the fast kernel."""
+    intermediate, hidden = sizes
+    gate, up = linears(
+        parts,
+        x,
+        [Linear(matrix(parts, f"{prefix}.{name}_proj.weight", (intermediate, hidden))) for name in ("gate", "up")],
+    )
+    activated = parts.graph.op("QuickGelu", gate, domain=CONTRIB, alpha=1.0)
+    return linear(parts, parts.graph.op("Mul", activated, up), f"{prefix}.down_proj", (hidden, intermediate))

@@ -1,0 +1,161 @@
+"""The language backbone as decoder.onnx. Mirrors transformers' Qwen3VLTextModel (4.57).
+
+Shapes: B batch, S new tokens, C past capacity, D hidden, h head_dim, V visual tokens, L DeepStack layers.
+The last layer computes keys and values for every token and everything else for the last one only.
+"""
+
+import numpy as np
+
+from export.blocks import Parts, linear, linears, matrix, reshape, rms_norm, swiglu, table_rows
+from export.graph import CONTRIB, Graph, Value
+from export.heads import Head
+from quant.schemes import Linear
+from runtime.manifest import TextConfig
+
+PREFIX = "model.language_model"
+
+
+def build_decoder(parts: Parts, config: TextConfig, num_deepstack: int, head: Head) -> Graph:
+    """Add the whole decoder to `parts.graph` and return it."""
+    graph, hidden_size = parts.graph, config.hidden_size
+    half = config.head_dim // 2
+    input_ids = graph.input("input_ids", "int64", ["B", "S"])
+    visual_tokens = graph.input("visual_tokens", "float32", ["V", hidden_size])
+    visual_index = graph.input("visual_index", "int64", ["V", 2])  # (batch, token) of each visual token
+    deepstack = graph.input("deepstack", "float32", [num_deepstack, "V", hidden_size])
+    rotary = (
+        graph.input("rotary_cos", "float32", ["B", "S", half]),
+        graph.input("rotary_sin", "float32", ["B", "S", half]),
+    )
+    lengths = Lengths(graph)
+
+    table = (config.vocab_size, hidden_size)
+    hidden = table_rows(parts, f"{PREFIX}.embed_tokens.weight", table, input_ids)  # [B,S,D]
+    hidden = graph.op("ScatterND", hidden, visual_index, visual_tokens)
+    last = config.num_hidden_layers - 1
+    for index in range(last):
+        layer = DecoderLayer(parts, config, index)
+        hidden = layer.every_token(hidden, rotary, lengths)
+        if index < num_deepstack:
+            features = graph.op("Gather", deepstack, graph.constant(np.array(index, np.int64)), axis=0)  # [V,D]
+            hidden = graph.op("ScatterND", hidden, visual_index, features, reduction="add")
+    pooled = DecoderLayer(parts, config, last).last_token(hidden, rotary, lengths)  # [B,1,D]
+    pooled = rms_norm(parts, pooled, f"{PREFIX}.norm.weight", hidden_size, config.rms_norm_eps)
+    pooled = reshape(graph, pooled, (-1, hidden_size))  # [B,D]
+    head.emit(parts, pooled)
+    return graph
+
+
+class Lengths:
+    """The graph inputs that say how long each row and its past are.
+
+    query_lengths [B]      new tokens of each row, the rest of S is right padding
+    last_position [B]      index of the last token, past included (GroupQueryAttention's seqlens_k)
+    capacity []            C + S, an upper bound of every row's length
+    last_index [B,1,1]     index of the last new token in S
+    last_mask [B,1,1,C+S]  which keys the last token sees in the last layer, whose present is past then new
+    """
+
+    def __init__(self, graph: Graph):
+        self.query_lengths = graph.input("query_lengths", "int32", ["B"])
+        self.last_position = graph.input("last_position", "int32", ["B"])
+        self.capacity = graph.input("capacity", "int32", [])
+        self.last_index = graph.input("last_index", "int64", ["B", 1, 1])
+        self.last_mask = graph.input("last_mask", "bool", ["B", 1, 1, "C+S"])
+
+
+class DecoderLayer:
+    """One layer: attention with q/k norms and grouped keys, then SwiGLU, each with its residual."""
+
+    def __init__(self, parts: Parts, config: TextConfig, index: int):
+        self.parts, self.graph, self.config = parts, parts.graph, config
+        self.prefix = f"{PREFIX}.layers.{index}"
+        past: list[int | str] = ["B", config.num_key_value_heads, "C", config.head_dim]
+        self.past_key = self.graph.input(f"past_key.{index}", "float32", past)
+        self.past_value = self.graph.input(f"past_value.{index}", "float32", past)
+        self.index = index
+
+    def every_token(self, hidden: Value, rotary: tuple[Value, Value], lengths: Lengths) -> Value:
+        """hidden [B,S,D] → [B,S,D] by GroupQueryAttention, causal over past and new tokens."""
+        x = self._norm(hidden, "input_layernorm")
+        query, key, value = linears(self.parts, x, [self._projection(name) for name in ("q", "k", "v")])
+        attended, present_key, present_value = self.graph.op_many(
+            "GroupQueryAttention",
+            [
+                self._head_norm_and_rotary(query, "q", rotary),
+                self._head_norm_and_rotary(key, "k", rotary),
+                value,
+                self.past_key,
+                self.past_value,
+                lengths.last_position,
+                lengths.capacity,
+                *[None] * 9,
+                lengths.query_lengths,  # input 16: right-padded batches, also with a past
+            ],
+            3,
+            CONTRIB,
+            {"num_heads": self.config.num_attention_heads, "kv_num_heads": self.config.num_key_value_heads},
+        )
+        # Declared outputs even when nobody fetches them: only then does the flash path run on the CPU.
+        self._declare_present(present_key, present_value)
+        return self._output_and_mlp(hidden, attended)
+
+    def last_token(self, hidden: Value, rotary: tuple[Value, Value], lengths: Lengths) -> Value:
+        """hidden [B,S,D] → [B,1,D]: one query a row, so Attention-23 with a mask."""
+        x = self._norm(hidden, "input_layernorm")
+        key, value = linears(self.parts, x, [self._projection(name) for name in ("k", "v")])
+        x_last, cos, sin, residual = (
+            self.graph.op("GatherND", every, lengths.last_index, batch_dims=1)  # [B,1,...]
+            for every in (x, *rotary, hidden)
+        )
+        query = linears(self.parts, x_last, [self._projection("q")])[0]
+        attended, present_key, present_value = self.graph.op_many(
+            "Attention",
+            [
+                self._head_norm_and_rotary(query, "q", (cos, sin)),
+                self._head_norm_and_rotary(key, "k", rotary),
+                value,
+                lengths.last_mask,
+                self.past_key,
+                self.past_value,
+            ],
+            3,
+            attributes={
+                "q_num_heads": self.config.num_attention_heads,
+                "kv_num_heads": self.config.num_key_value_heads,
+            },
+        )
+        self._declare_present(present_key, present_value)
+        return self._output_and_mlp(residual, attended)
+
+    def _norm(self, x: Value, name: str) -> Value:
+        sizes = self.config.hidden_size, self.config.rms_norm_eps
+        return rms_norm(self.parts, x, f"{self.prefix}.{name}.weight", *sizes)
+
+    def _projection(self, name: str) -> Linear:
+        heads = self.config.num_attention_heads if name == "q" else self.config.num_key_value_heads
+        sizes = (heads * self.config.head_dim, self.config.hidden_size)
+        return Linear(matrix(self.parts, f"{self.prefix}.self_attn.{name}_proj.weight", sizes))
+
+    def _head_norm_and_rotary(self, x: Value, name: str, rotary: tuple[Value, Value]) -> Value:
+        """x [B,S,heads·h] → RMSNorm over each head, then M-RoPE by the host's cos and sin → [B,S,heads·h]."""
+        head_dim = self.config.head_dim
+        heads = self.config.num_attention_heads if name == "q" else self.config.num_key_value_heads
+        x = reshape(self.graph, x, (0, 0, heads, head_dim))
+        x = rms_norm(self.parts, x, f"{self.prefix}.self_attn.{name}_norm.weight", head_dim, self.config.rms_norm_eps)
+        x = reshape(self.graph, x, (0, 0, heads * head_dim))
+        return self.graph.op("RotaryEmbedding", x, *rotary, num_heads=heads)
+
+    def _declare_present(self, key: Value, value: Value) -> None:
+        shape: list[int | str] = ["B", self.config.num_key_value_heads, "C+S", self.config.head_dim]
+        self.graph.output(f"present_key.{self.index}", key, "float32", shape)
+        self.graph.output(f"present_value.{self.index}", value, "float32", shape)
+
+    def _output_and_mlp(self, residual: Value, attended: Value) -> Value:
+        config = self.config
+        width = config.num_attention_heads * config.head_dim
+        out = linear(self.parts, attended, f"{self.prefix}.self_attn.o_proj", (config.hidden_size, width))
+        hidden = self.graph.op("Add", residual, out)
+        x = self._norm(hidden, "post_attention_layernorm")
+        mlp = swiglu(self.parts, x, f"{self.prefix}.mlp", (config.intermediate_size, config.hidden_size))
+        return self.graph.op("Add", hidden, mlp)

@@ -1,0 +1,104 @@
+"""What the checkpoint's own tokenizer says: special ids, yes and no, and whether it ends on `<|endoftext|>`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.config import ModelConfig
+from runtime.errors import CheckpointError
+from runtime.manifest import Task, TokenIds
+
+PAD = "<|endoftext|>"
+YES, NO = "yes", "no"
+POOLING, LOGIT_SCORE = "Pooling", "LogitScore"
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """Facts of `tokenizer.json`; `appends_pad` marks an embedding checkpoint's post-processor."""
+
+    tokens: TokenIds
+    yes: int
+    no: int
+    appends_pad: bool
+
+
+@dataclass(frozen=True)
+class TaskDecision:
+    """The task and the sentence that says why."""
+
+    task: Task
+    reason: str
+
+
+def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts:
+    """Read `tokenizer.json` of a checkpoint. Raises CheckpointError naming the file and what is missing."""
+    path = folder / "tokenizer.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        added = {token["content"]: token for token in content["added_tokens"]}
+        vocabulary: dict[str, int] = content["model"]["vocab"]
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json; every checkpoint brings its own, download it."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error!r}); download it again.") from error
+    for word in (YES, NO):
+        if word not in vocabulary:
+            raise CheckpointError(f"{path} has no token {word!r}, which reranking scores; use the published tokenizer.")
+    if PAD not in added:
+        raise CheckpointError(f"{path} has no token {PAD}, which pads; use the published tokenizer.")
+    pad = int(added[PAD]["id"])
+    tokens = TokenIds(
+        pad=pad,
+        image=config.image_token_id,
+        video=config.video_token_id,
+        vision_start=config.vision_start_token_id,
+        vision_end=config.vision_end_token_id,
+        special=tuple(sorted(int(token["id"]) for token in added.values() if token["special"])),
+    )
+    return TokenizerFacts(tokens, vocabulary[YES], vocabulary[NO], _appends(content.get("post_processor"), PAD))
+
+
+def decide_task(folder: Path, tokenizer: TokenizerFacts) -> TaskDecision:
+    """Embedding or reranker, by the tokenizer's post-processor and the sentence-transformers modules beside it.
+
+    Raises CheckpointError where the two disagree.
+    """
+    modules = _module_types(folder)
+    by_modules: Task | None = None
+    if any(LOGIT_SCORE in kind for kind in modules):
+        by_modules = "reranker"
+    elif any(POOLING in kind for kind in modules):
+        by_modules = "embedding"
+    by_tokenizer: Task = "embedding" if tokenizer.appends_pad else "reranker"
+    if by_modules not in (None, by_tokenizer):
+        raise CheckpointError(
+            f"{folder}: tokenizer.json is that of a checkpoint for {by_tokenizer}, modules.json says {by_modules}; "
+            "say which with --task."
+        )
+    does = "appends" if tokenizer.appends_pad else "does not append"
+    also = f", modules.json says {by_modules}" if by_modules else ""
+    return TaskDecision(by_tokenizer, f"tokenizer.json {does} {PAD}{also}")
+
+
+def _module_types(folder: Path) -> list[str]:
+    path = folder / "modules.json"
+    if not path.exists():
+        return []
+    try:
+        return [str(module["type"]) for module in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error!r}); download it again or remove it.") from error
+
+
+def _appends(post_processor: Any, token: str) -> bool:
+    """Whether a template post-processor (alone or inside a sequence) ends a single text with `token`."""
+    if not isinstance(post_processor, dict):
+        return False
+    if post_processor.get("type") == "Sequence":
+        return any(_appends(each, token) for each in post_processor.get("processors", []))
+    single = post_processor.get("single") or [{}]
+    return bool(single[-1].get("SpecialToken", {}).get("id") == token)

@@ -1,0 +1,128 @@
+"""The vision encoder as vision.onnx. Mirrors transformers' Qwen3VLVisionModel (4.57).
+
+Shapes: F equal-sized pictures or frame pairs, P patches each, D hidden, M = merge² patches a token, L DeepStack layers.
+Every F attends to itself only, so it is the batch dimension and attention needs no mask.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from export.blocks import Parts, RowRange, layer_norm, linear, linears, matrix, reshape
+from export.graph import CONTRIB, Graph, Value
+from quant.schemes import Linear
+from runtime.manifest import VisionConfig
+
+PREFIX = "model.visual"
+
+
+def build_vision(parts: Parts, config: VisionConfig) -> Graph:
+    """Add the whole vision encoder to `parts.graph` and return it."""
+    graph, hidden_size = parts.graph, config.hidden_size
+    half = hidden_size // config.num_heads // 2
+    patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    patches = graph.input("patches", "float32", ["F", "P", patch])
+    rotary = (
+        graph.input("rotary_cos", "float32", ["F", "P", half]),
+        graph.input("rotary_sin", "float32", ["F", "P", half]),
+    )
+    hidden = patch_embedding(parts, config, patches)  # [F,P,D]
+    hidden = graph.op("Add", hidden, position_embedding(parts, config))
+    features = {}
+    for index in range(config.depth):
+        hidden = block(parts, config, index, hidden, rotary)
+        if index in config.deepstack_visual_indexes:
+            position = config.deepstack_visual_indexes.index(index)
+            features[index] = deepstack_merger(parts, config, position, hidden)
+    tokens = merger(parts, config, hidden)
+    graph.output("tokens", tokens, "float32", ["F*P/M", config.out_hidden_size])
+    axis = graph.constant(np.array([0], np.int64))
+    stacked = graph.op("Concat", *[graph.op("Unsqueeze", each, axis) for each in features.values()], axis=0)
+    graph.output("deepstack", stacked, "float32", [len(features), "F*P/M", config.out_hidden_size])
+    return graph
+
+
+def patch_embedding(parts: Parts, config: VisionConfig, patches: Value) -> Value:
+    """The Conv3d whose stride is its kernel, as the linear layer it is: [F,P,C·T·p·p] → [F,P,D]."""
+    kernel = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
+    prefix, hidden_size = f"{PREFIX}.patch_embed.proj", config.hidden_size
+    weight = matrix(parts, f"{prefix}.weight", (hidden_size, *kernel))
+    bias = matrix(parts, f"{prefix}.bias", (hidden_size,))
+    return linears(parts, patches, [Linear(weight, bias)])[0]
+
+
+def position_embedding(parts: Parts, config: VisionConfig) -> Value:
+    """Four weighted rows of the position table a patch → [P,D]; mirrors fast_pos_embed_interpolate.
+
+    The host gives the four neighbours' indices [4,P] and weights [4,P,1]; they are added in the reference's order.
+    """
+    graph = parts.graph
+    index = graph.input("position_index", "int64", [4, "P"])
+    weight = graph.input("position_weight", "float32", [4, "P", 1])
+    name, shape = f"{PREFIX}.pos_embed.weight", (config.num_position_embeddings, config.hidden_size)
+    table = graph.weight(name, "float32", shape, matrix(parts, name, shape).blocks)
+    total = None
+    for corner in range(4):
+        at = graph.constant(np.array(corner, np.int64))
+        rows = graph.op("Gather", table, graph.op("Gather", index, at, axis=0))  # [P,D]
+        rows = graph.op("Mul", rows, graph.op("Gather", weight, at, axis=0))
+        total = rows if total is None else graph.op("Add", total, rows)
+    assert total is not None
+    return total
+
+
+def block(parts: Parts, config: VisionConfig, index: int, hidden: Value, rotary: Sequence[Value]) -> Value:
+    """Attention and MLP with their residuals, [F,P,D] → [F,P,D]."""
+    graph, size = parts.graph, config.hidden_size
+    prefix = f"{PREFIX}.blocks.{index}"
+    x = layer_norm(parts, hidden, f"{prefix}.norm1", size)
+    query, key, value = linears(parts, x, _query_key_value(parts, f"{prefix}.attn.qkv", size))
+    query, key = (graph.op("RotaryEmbedding", each, *rotary, num_heads=config.num_heads) for each in (query, key))
+    # 3-D inputs, no mask, no past: only then does the CPU kernel take its flash path.
+    attended = graph.op("MultiHeadAttention", query, key, value, domain=CONTRIB, num_heads=config.num_heads)
+    hidden = graph.op("Add", hidden, linear(parts, attended, f"{prefix}.attn.proj", (size, size), bias=True))
+    x = layer_norm(parts, hidden, f"{prefix}.norm2", size)
+    x = linear(parts, x, f"{prefix}.mlp.linear_fc1", (config.intermediate_size, size), bias=True)
+    x = graph.op("Gelu", x, approximate="tanh")
+    x = linear(parts, x, f"{prefix}.mlp.linear_fc2", (size, config.intermediate_size), bias=True)
+    return graph.op("Add", hidden, x)
+
+
+def _query_key_value(parts: Parts, prefix: str, size: int) -> list[Linear]:
+    """The packed product as three row ranges: a Split after it would copy everything once more."""
+    weight = parts.checkpoint.tensor(f"{prefix}.weight", (3 * size, size))
+    bias = parts.checkpoint.tensor(f"{prefix}.bias", (3 * size,))
+    ranges = [(part, position * size) for position, part in enumerate("qkv")]
+    return [
+        Linear(
+            RowRange(f"{prefix}.weight[{part}]", weight, start, start + size),
+            RowRange(f"{prefix}.bias[{part}]", bias, start, start + size),
+        )
+        for part, start in ranges
+    ]
+
+
+def merger(parts: Parts, config: VisionConfig, hidden: Value) -> Value:
+    """Norm over each patch, then merge²  patches become one token: [F,P,D] → [F·P/M, out]."""
+    x = layer_norm(parts, hidden, f"{PREFIX}.merger.norm", config.hidden_size)
+    return _merge(parts, config, f"{PREFIX}.merger", _shuffle(parts, config, x))
+
+
+def deepstack_merger(parts: Parts, config: VisionConfig, position: int, hidden: Value) -> Value:
+    """The same with the norm after the shuffle: [F,P,D] → [F·P/M, out]."""
+    prefix = f"{PREFIX}.deepstack_merger_list.{position}"
+    width = config.hidden_size * config.spatial_merge_size**2
+    x = layer_norm(parts, _shuffle(parts, config, hidden), f"{prefix}.norm", width)
+    return _merge(parts, config, prefix, x)
+
+
+def _shuffle(parts: Parts, config: VisionConfig, x: Value) -> Value:
+    """Neighbouring patches of one token side by side: [F,P,D] → [F·P/M, M·D]."""
+    return reshape(parts.graph, x, (-1, config.hidden_size * config.spatial_merge_size**2))
+
+
+def _merge(parts: Parts, config: VisionConfig, prefix: str, x: Value) -> Value:
+    width = config.hidden_size * config.spatial_merge_size**2
+    x = linear(parts, x, f"{prefix}.linear_fc1", (width, width), bias=True)
+    x = parts.graph.op("Gelu", x)  # exact here, tanh in the blocks
+    return linear(parts, x, f"{prefix}.linear_fc2", (config.out_hidden_size, width), bias=True)

@@ -1,0 +1,29 @@
+"""Qwen3-VL-Embedding and Qwen3-VL-Reranker on onnxruntime, without torch. Everything public is listed here."""
+
+from runtime.download import FetchLimits
+from runtime.embedder import Qwen3VLEmbedder
+from runtime.errors import (
+    CheckpointError,
+    InputError,
+    MediaError,
+    MissingExtraError,
+    PackageError,
+    Qwen3VLError,
+)
+from runtime.package import Skipped
+from runtime.reranker import Qwen3VLReranker
+from runtime.version import VERSION as __version__
+
+__all__ = [
+    "CheckpointError",
+    "FetchLimits",
+    "InputError",
+    "MediaError",
+    "MissingExtraError",
+    "PackageError",
+    "Qwen3VLEmbedder",
+    "Qwen3VLError",
+    "Qwen3VLReranker",
+    "Skipped",
+    "__version__",
+]

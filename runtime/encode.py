@@ -1,0 +1,161 @@
+"""From a content of texts, pictures and videos to what the graphs take: visuals loaded, prompt tokenised, cut, counted.
+
+No graph runs here, so everything that can be wrong with an input is found before the expensive part.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from runtime import prompt
+from runtime.errors import InputError, Qwen3VLError
+from runtime.image import PatchGrid, Visual, image_visual
+from runtime.inputs import Content, VideoSource, looks_like_media
+from runtime.media import FetchLimits, load_image
+from runtime.tokens import SPECIAL_TOKENS, PromptTokenizer, SpecialTokens
+from runtime.video import VideoOptions, frames_visual, video_visual
+
+DEFAULT_LIMITS = FetchLimits()
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """The options of the reference's constructors (lengths in tokens, budgets in pixels), and our own below them.
+
+    `special_tokens`: whether special tokens in a user's text are tokenised as such ("allow", as the reference does),
+    made ordinary characters ("escape") or refused ("refuse").
+    `strict_video_budget`: give video files the reference's own pixel budget instead of `total_pixels`.
+    `exact_resize`: resize video frames bit by bit as torch does, slower.
+    """
+
+    max_length: int
+    min_pixels: int
+    max_pixels: int
+    total_pixels: int
+    fps: float
+    max_frames: int
+    default_instruction: str
+    special_tokens: SpecialTokens = "allow"
+    strict_video_budget: bool = False
+    exact_resize: bool = False
+    fetch: FetchLimits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, float) and not (isinstance(value, int | float) and value > 0):
+                raise InputError(f"{field.name} is {value!r}, expected a positive number.")
+        if self.special_tokens not in SPECIAL_TOKENS:
+            raise InputError(f"special_tokens is {self.special_tokens!r}, expected one of {', '.join(SPECIAL_TOKENS)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A content whose pictures and videos are patches; `visuals` stand in the order of the prompt."""
+
+    content: Content
+    visuals: tuple[Visual, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSequence:
+    """One prompt: input_ids int64 [S], is_visual bool [S], blocks (rows, columns) of merged cells in order."""
+
+    input_ids: np.ndarray
+    is_visual: np.ndarray
+    blocks: tuple[tuple[int, int], ...]
+
+
+class Encoder:
+    """Loads contents and builds token sequences for one package. May be used from several threads."""
+
+    def __init__(self, tokenizer: PromptTokenizer, patch: PatchGrid, options: EncodeOptions):
+        self.tokenizer, self.patch, self.options = tokenizer, patch, options
+        self._warned = False
+
+    def load(self, content: Content, fps: float | None, max_frames: int | None, where: str) -> Loaded:
+        """Check the texts and load the visuals: videos, then pictures. Raises InputError starting with `where`."""
+        options = self.options
+        texts = tuple(self._checked(text, f"{where}: text") for text in content.texts)
+        video_options = VideoOptions(
+            fps or options.fps,
+            max_frames or options.max_frames,
+            options.total_pixels,
+            options.strict_video_budget,
+            options.exact_resize,
+        )
+        visuals = []
+        for video in content.videos:
+            with located(f"{where}: video"):
+                visuals.append(self._video(video, video_options))
+        for image in content.images:
+            with located(f"{where}: image"):
+                picture = load_image(image, options.fetch)
+                visuals.append(image_visual(picture, options.min_pixels, options.max_pixels, self.patch))
+        return Loaded(Content(texts, content.images, content.videos), tuple(visuals))
+
+    def embedding_sequence(self, loaded: Loaded, instruction: str | None, where: str) -> TokenSequence:
+        """The embedder's prompt for one content. Raises InputError where it is too long."""
+        chosen = prompt.embedding_instruction(instruction, self.options.default_instruction)
+        text = prompt.embedding_prompt(loaded.content, self._instruction(chosen, where))
+        return self._sequence(text, loaded.visuals, self.tokenizer.embedding_ids, where)
+
+    def rerank_sequence(self, query: Loaded, document: Loaded, instruction: str | None, where: str) -> TokenSequence:
+        """The reranker's prompt for one pair, cut to the length limit."""
+        chosen = self._instruction(instruction or self.options.default_instruction, where)
+        text = prompt.rerank_prompt(query.content, document.content, chosen)
+        return self._sequence(text, query.visuals + document.visuals, self.tokenizer.rerank_ids, where)
+
+    def _instruction(self, instruction: str, where: str) -> str:
+        return self.tokenizer.checked_text(instruction, self.options.special_tokens, f"{where}: instruction")
+
+    def _checked(self, text: str, where: str) -> str:
+        if not self._warned and looks_like_media(text):
+            self._warned = True
+            warnings.warn(
+                f"{where} {text!r:.80} looks like a picture's path or address and is embedded as text; "
+                "pass it as 'image' to embed the picture.",
+                stacklevel=2,
+            )
+        return self.tokenizer.checked_text(text, self.options.special_tokens, where)
+
+    def _video(self, video: VideoSource, options: VideoOptions) -> Visual:
+        if isinstance(video, tuple):
+            # A list of frames obeys the constructor's max_frames, as in the reference.
+            options = VideoOptions(
+                options.fps,
+                self.options.max_frames,
+                options.total_pixels,
+                options.strict_budget,
+                options.exact_resize,
+            )
+            return frames_visual(video, options, self.options.fetch, self.patch)
+        return video_visual(video, options, self.options.fetch, self.patch)
+
+    def _sequence(
+        self,
+        text: str,
+        visuals: Sequence[Visual],
+        tokenize: Callable[[str, int], np.ndarray],
+        where: str,
+    ) -> TokenSequence:
+        tokens = [prompt.VisualTokens(visual.tokens_per_frame, visual.timestamps) for visual in visuals]
+        with located(where):
+            ids = tokenize(prompt.expand_visuals(text, tokens), self.options.max_length)
+        merge = self.patch.spatial_merge_size
+        blocks = tuple(
+            (visual.grid[1] // merge, visual.grid[2] // merge) for visual in visuals for _ in range(visual.grid[0])
+        )
+        return TokenSequence(ids, self.tokenizer.is_visual(ids), blocks)
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put the place of the item before an error's sentence."""
+    try:
+        yield
+    except Qwen3VLError as error:
+        raise type(error)(f"{where}: {error}") from error

@@ -1,0 +1,121 @@
+"""Opening a package: manifest, options, tokenizer and sessions, the same way for embedder and reranker."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from runtime.encode import EncodeOptions, Encoder
+from runtime.errors import InputError, PackageError, Qwen3VLError
+from runtime.image import PatchGrid
+from runtime.manifest import TOKENIZER, Manifest, Task
+from runtime.model import Model
+from runtime.session import default_threads, require_providers
+from runtime.tokens import PromptTokenizer
+
+OnError = Literal["raise", "skip"]
+# What callers of the reference pass to from_pretrained; precision and device are the package's own here.
+TORCH_OPTIONS = {
+    "torch_dtype": "the precision was chosen at export (--fp32, --int8, --int4)",
+    "dtype": "the precision was chosen at export (--fp32, --int8, --int4)",
+    "attn_implementation": "onnxruntime's fused attention is always used",
+    "device_map": "choose the device with providers=[...]",
+    "low_cpu_mem_usage": "weights are always memory-mapped",
+    "trust_remote_code": "no code of the checkpoint is ever run",
+    "use_safetensors": "the package has its own weight files",
+    "revision": "it is chosen at export (--revision)",
+}
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An input that was left out: its index in the list and what was wrong with it."""
+
+    index: int
+    error: Exception
+
+
+@dataclass(frozen=True, eq=False)
+class Package:
+    """One open package."""
+
+    folder: Path
+    manifest: Manifest
+    encoder: Encoder
+    model: Model
+
+
+def open_package(
+    folder: str | os.PathLike[str],
+    task: Task,
+    given: Mapping[str, object],
+    providers: Sequence[str] | None,
+    threads: int | None,
+) -> Package:
+    """Open a package for `task`; the vision encoder waits for the first picture. Raises PackageError, InputError.
+
+    `given` maps fields of EncodeOptions to the caller's choices, None where the package's default holds.
+    """
+    path = Path(folder)
+    manifest = Manifest.read(path)
+    if manifest.task != task:
+        right = {"embedding": "Qwen3VLEmbedder", "reranker": "Qwen3VLReranker"}[manifest.task]
+        raise PackageError(f"{folder} is a package for {manifest.task}; open it with {right}.")
+    if threads is not None:
+        require_positive("threads", threads)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    options = EncodeOptions(**{**asdict(manifest.defaults), **chosen})
+    available = require_providers(providers, manifest.target, path)
+    vision = manifest.vision
+    patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+    encoder = Encoder(PromptTokenizer(path / TOKENIZER, manifest.tokens), patch, options)
+    return Package(path, manifest, encoder, Model(path, manifest, available, threads or default_threads()))
+
+
+def require_positive(name: str, value: object) -> int:
+    """`value` as it is; InputError unless it is a positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value!r}, expected a positive whole number.")
+    return value
+
+
+def batches(count: int, size: int) -> Iterator[range]:
+    """0 … count - 1 in runs of `size`."""
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
+
+
+def explain_torch_options(options: Mapping[str, object]) -> None:
+    """Answer the reference's torch-only keywords with a warning; TypeError for a keyword nobody knows."""
+    for name in options:
+        if name not in TORCH_OPTIONS:
+            raise TypeError(f"unexpected keyword argument {name!r}")
+        warnings.warn(f"{name} has no effect here: {TORCH_OPTIONS[name]}.", stacklevel=3)
+
+
+def require_on_error(on_error: str) -> None:
+    """InputError unless it is one of the two policies."""
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error is {on_error!r}, expected 'raise' or 'skip'.")
+
+
+def record_skips(skips: Sequence[Skipped], collected: list[Skipped] | None, what: str) -> None:
+    """Hand the skipped items to the caller's list, or say in one warning what was lost."""
+    if collected is not None:
+        collected += skips
+    elif skips:
+        warnings.warn(f"{len(skips)} {what} skipped, the first: {skips[0].error}", stacklevel=4)
+
+
+def require_finite(values: np.ndarray, names: Sequence[str], folder: Path) -> None:
+    """Raise Qwen3VLError naming the first row of float32 [B, ...] that holds NaN or infinity."""
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if not finite.all():
+        raise Qwen3VLError(
+            f"{names[int(np.argmin(finite))]} gave a result that is not finite; "
+            f"check the package: python -m runtime check {folder}"
+        )

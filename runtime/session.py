@@ -1,0 +1,98 @@
+"""onnxruntime sessions: threads, providers, and the checks that turn a bad installation into a sentence."""
+
+import os
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import onnxruntime as ort
+
+from runtime.errors import PackageError
+
+TARGET_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+MINIMUM_VERSION = (1, 32)
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def open_session(path: Path, providers: Sequence[str], threads: int) -> ort.InferenceSession:
+    """Open a package's graph; `providers` as from `require_providers`. Raises PackageError."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # The graph is final: higher levels add fusions that are slower here, and load time.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    # Two sessions take turns on the same cores: idle workers must not spin.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # onnxruntime's errors share no narrower base
+        raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
+
+
+def require_providers(providers: Sequence[str] | None, target: str, package: Path) -> list[str]:
+    """The execution providers to use, by default the one the package was made for.
+
+    Raises PackageError for a provider the package was not made for or onnxruntime does not have, and for an
+    installation that cannot work.
+    """
+    require_usable_onnxruntime()
+    made_for = TARGET_PROVIDERS.get(target)
+    if made_for is None:
+        raise PackageError(f"{package} was made for the target {target!r}, known targets are cpu and cuda.")
+    chosen = [made_for] if providers is None else list(providers)
+    for provider in chosen:
+        if provider != made_for and (target == "cpu" or provider != "CPUExecutionProvider"):
+            wanted = next((name for name, known in TARGET_PROVIDERS.items() if known == provider), None)
+            remedy = f"export it with --target {wanted}" if wanted else f"pass providers=['{made_for}']"
+            raise PackageError(f"{package} was made for {made_for}, not for {provider}; {remedy}.")
+    missing = [provider for provider in chosen if provider not in ort.get_available_providers()]
+    if missing or not chosen:
+        available = ", ".join(ort.get_available_providers())
+        raise PackageError(f"onnxruntime here has {available}, not {', '.join(missing) or 'an empty list'}.")
+    return chosen
+
+
+def require_usable_onnxruntime() -> None:
+    """Refuse two onnxruntime distributions over each other, and one that lacks the operators of the graphs."""
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(installed) > 1:
+        raise PackageError(
+            f"{' and '.join(installed)} are installed over each other and share one folder; keep one: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want."
+        )
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    if version < MINIMUM_VERSION:
+        needed = ".".join(map(str, MINIMUM_VERSION))
+        raise PackageError(
+            f"onnxruntime {ort.__version__} lacks operators of these packages; pip install 'onnxruntime>={needed}'."
+        )
+
+
+def default_threads() -> int:
+    """As many threads as this process may use: its CPU affinity, cut by the container's quota."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cpus()
+    return max(1, min(affinity, quota) if quota else affinity)
+
+
+def _cgroup_cpus() -> int | None:
+    """Whole CPUs of the cgroup's quota, rounded up; None without a quota."""
+    for quota_file, period_file in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = (CGROUP / quota_file).read_text().split()
+            if period_file:
+                words += (CGROUP / period_file).read_text().split()
+        except OSError:
+            continue
+        if len(words) == 2 and words[0] not in ("max", "-1"):
+            return max(1, -(-int(words[0]) // int(words[1])))
+    return None
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
