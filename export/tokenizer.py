@@ -11,7 +11,8 @@ from runtime.manifest import Task, TokenIds
 
 PAD = "<|endoftext|>"
 YES, NO = "yes", "no"
-POOLING, LOGIT_SCORE = "Pooling", "LogitScore"
+POOLING = "Pooling"
+SCORE_HEADS = ("LogitScore", "CausalScoreHead")  # both names are published
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def decide_task(folder: Path, tokenizer: TokenizerFacts) -> TaskDecision:
     """
     modules = _module_types(folder)
     by_modules: Task | None = None
-    if any(LOGIT_SCORE in kind for kind in modules):
+    if any(head in kind for kind in modules for head in SCORE_HEADS):
         by_modules = "reranker"
     elif any(POOLING in kind for kind in modules):
         by_modules = "embedding"

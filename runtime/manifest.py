@@ -20,7 +20,7 @@ from runtime.errors import PackageError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-DECODER, VISION, TOKENIZER = "decoder.onnx", "vision.onnx", "tokenizer.json"
+DECODER, VISION, TOKENIZER, VERIFY = "decoder.onnx", "vision.onnx", "tokenizer.json", "verify.json"
 HASH_CHUNK = 4 * 2**20
 # Graphs are small and decide what is computed: they are hashed at every load; weights only by `check`.
 HASHED_AT_LOAD = (DECODER, VISION)

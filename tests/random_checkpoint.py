@@ -58,10 +58,12 @@ def write_checkpoint(
     seed: int = 0,
     shard_bytes: int | None = None,
 ) -> None:
-    """Write a checkpoint folder; the same arguments give the same bytes.
+    """Write a checkpoint into a new or empty folder; the same arguments give the same bytes.
 
     `shard_bytes` splits the weights into files of at most that many tensor bytes, but of one tensor at least.
     """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; give a new folder, so that no older shard stays in it.")
     write_tokenizer(folder, task)
     _write_json(folder / "config.json", config_json(shape, dtype))
     for name, content in _companion_files(shape, task).items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import random_checkpoint
-from checkpoint_shapes import TextShape
+from PIL import Image
 from qwen_tokenizer import Task
 from random_checkpoint import (
     SHAPE_2B,
@@ -51,7 +51,6 @@ def test_a_shape_is_one_the_architecture_can_have(shape: Shape) -> None:
 def test_sections_that_do_not_fill_the_head_are_refused() -> None:
     with pytest.raises(ValueError, match=r"mrope_section \(6, 5, 4\) must sum to half of head_dim 32"):
         replace(TINY_2B.text, mrope_section=(6, 5, 4))
-    assert isinstance(TINY_2B.text, TextShape)
 
 
 def test_the_same_arguments_give_the_same_bytes(checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -60,6 +59,12 @@ def test_the_same_arguments_give_the_same_bytes(checkpoint: Checkpoints, tmp_pat
     first, again, other = map(file_hashes, (checkpoint(TINY_2B, "embedding"), tmp_path / "again", tmp_path / "other"))
     assert first == again
     assert {name for name in first if first[name] != other[name]} == {"model.safetensors"}
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        write_checkpoint(tmp_path, TINY_2B)
 
 
 def test_the_values_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +134,6 @@ def with_height_and_width_ignored(folder: Path) -> None:
 def test_a_wrong_export_would_show(
     checkpoint: Checkpoints, tmp_path: Path, shape: Shape, damage: Callable[[Path], None]
 ) -> None:
-    from PIL import Image
-
     noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     item = {"image": Image.fromarray(noise), "text": "a duck"}
     damaged = shutil.copytree(checkpoint(shape, "embedding"), tmp_path / "damaged")

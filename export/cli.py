@@ -1,0 +1,109 @@
+"""The command line of the exporter: words and progress on stderr, the package's path on stdout."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from export.package import ExportOptions, Reporter, export_package, require_free_output
+from export.source import PUBLISHED, find_checkpoint
+from runtime.errors import Qwen3VLError
+from runtime.version import VERSION
+
+PACKAGES = Path("packages")
+DESCRIPTION = """Make an ONNX package of a Qwen3-VL-Embedding or Qwen3-VL-Reranker checkpoint, for `runtime`.
+No torch is needed; weights are streamed, so a checkpoint larger than memory is fine."""
+EXAMPLES = """examples:
+  python -m export --model Qwen3-VL-Embedding-2B
+  python -m export --model ./models/Qwen3-VL-Reranker-2B --output reranker --verify
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `python -m export`."""
+    parser = argparse.ArgumentParser(
+        "python -m export", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help=f"a checkpoint folder, one of\n{', '.join(PUBLISHED)},\nor a repository id such as Qwen/Qwen3-VL-Embedding-2B",
+    )
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--fp32", dest="precision", action="store_const", const="fp32", help="float32 (default)")
+    precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="not yet")
+    precision.add_argument("--int4", dest="precision", action="store_const", const="int4", help="not yet")
+    parser.add_argument("--target", choices=("cpu", "cuda"), default="cpu", help="cpu (default); cuda: not yet")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help=f"package folder (default: {PACKAGES}/<name>-<precision>)"
+    )
+    parser.add_argument(
+        "--task", choices=("embedding", "reranker"), help="default: decided by the checkpoint's own files"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a repository")
+    parser.add_argument("--force", action="store_true", help="replace an existing package")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare with the torch reference afterwards (needs the extra `reference`);\nexit code 1 if a stage fails",
+    )
+    parser.add_argument("--version", action="version", version=f"qwen3vl-edge {VERSION}")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 1 for a failed verification, 2 for an error."""
+    try:
+        return _run(parser().parse_args(arguments))
+    except Qwen3VLError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was left behind.", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    precision = options.precision or "fp32"
+    if precision != "fp32" or options.target != "cpu":
+        wanted = f"--{precision}" if precision != "fp32" else f"--target {options.target}"
+        print(f"error: {wanted} is not yet there; this version exports --fp32 for --target cpu.", file=sys.stderr)
+        return 2
+    name = package_name(options.model)
+    output: Path = options.output or PACKAGES / f"{name}-{precision}"
+    require_free_output(output, options.force)
+    folder = find_checkpoint(options.model, revision=options.revision)
+    with tqdm(unit="B", unit_scale=True, desc="weights", disable=None) as progress:
+        reporter = Reporter(
+            say=lambda text: progress.write(text, file=sys.stderr), start=progress.reset, advance=progress.update
+        )
+        export_package(
+            folder,
+            output,
+            ExportOptions(name, precision, options.target, options.task, options.revision, options.force),
+            reporter,
+        )
+    passed = _verified(folder, output) if options.verify else True
+    print(output)
+    return 0 if passed else 1
+
+
+def package_name(model: str) -> str:
+    """The last part of a folder or repository id; a published name in its published spelling."""
+    name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model.rsplit("/", 1)[-1]
+    published = {known.lower(): known for known in PUBLISHED}
+    return published.get(name.lower(), name)
+
+
+def _verified(folder: Path, output: Path) -> bool:
+    # Imported here: only a verification needs the reference, and with it torch.
+    from export.verify import format_table, verify_package
+
+    differences = verify_package(folder, output, lambda text: print(text, file=sys.stderr))
+    print(format_table(differences), file=sys.stderr)
+    passed = all(difference.passed for difference in differences)
+    if not passed:
+        print(f"{output} does not reproduce the reference; do not use it and report the table.", file=sys.stderr)
+    return passed

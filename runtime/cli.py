@@ -1,0 +1,208 @@
+"""The command line of the runtime: results on stdout, words and progress on stderr, the exit code tells the truth."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.embedder import BATCH_SIZE, Qwen3VLEmbedder
+from runtime.errors import InputError, Qwen3VLError
+from runtime.manifest import Manifest
+from runtime.package import Skipped
+from runtime.reranker import Qwen3VLReranker
+from runtime.version import VERSION
+
+EXAMPLES = """examples:
+  python -m runtime embed PACKAGE --text "a red car" --image car.jpg
+  python -m runtime embed PACKAGE --input items.jsonl --output vectors.npy --dimensions 512
+  python -m runtime rerank PACKAGE --query "a red car" --image car.jpg --text "a blue bicycle"
+  python -m runtime rerank PACKAGE --input requests.jsonl
+  python -m runtime check PACKAGE
+"""
+INPUT_HELP = """JSON lines, - for standard input; each line one dict as `process` takes it:
+  embed:  {"text": ..., "image": ..., "video": ..., "instruction": ...}
+  rerank: {"query": {...}, "documents": [{...}, ...], "instruction": ...}"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands of `python -m runtime`."""
+    parser = argparse.ArgumentParser(
+        "python -m runtime",
+        description="Embed and rerank text, pictures and video with a package made by `python -m export`.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"qwen3vl-edge {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    embed = commands.add_parser(
+        "embed", help="vectors of texts, pictures, videos", formatter_class=argparse.RawTextHelpFormatter
+    )
+    _add_shared(embed, "embed this text (may be repeated)", "embed this picture", "embed this video")
+    embed.add_argument(
+        "--output", type=Path, help="a .npy file [N, D], or a .jsonl file (default: JSON lines on stdout)"
+    )
+    embed.add_argument("--dimensions", type=int, help="cut every vector to this many numbers (Matryoshka)")
+    embed.add_argument("--no-normalize", action="store_true", help="leave the vectors' length as it is")
+    embed.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default {BATCH_SIZE}")
+    rerank = commands.add_parser(
+        "rerank", help="scores of documents for a query", formatter_class=argparse.RawTextHelpFormatter
+    )
+    _add_shared(rerank, "a document that is this text (may be repeated)", "a document that is this picture", "a video")
+    rerank.add_argument("--query", help="the query's text")
+    rerank.add_argument("--query-image", help="the query's picture")
+    rerank.add_argument("--batch-size", type=int, default=1, help="pairs a decoder call (default 1)")
+    check = commands.add_parser("check", help="compare every file of a package with its SHA-256")
+    check.add_argument("package", type=Path)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 1 if an input was skipped, 2 for an error."""
+    options = parser().parse_args(arguments)
+    try:
+        return int({"embed": _embed, "rerank": _rerank, "check": _check}[options.command](options))
+    except Qwen3VLError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader went away, as `head` does
+        sys.stderr.close()
+        return 141
+    except KeyboardInterrupt:
+        print("error: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _add_shared(command: argparse.ArgumentParser, text: str, image: str, video: str) -> None:
+    command.add_argument("package", type=Path, help="the folder that `python -m export` wrote")
+    command.add_argument("--input", metavar="FILE", help=INPUT_HELP)
+    command.add_argument("--text", action="append", default=[], help=text)
+    command.add_argument("--image", action="append", default=[], metavar="PATH_OR_URL", help=image)
+    command.add_argument("--video", action="append", default=[], metavar="PATH_OR_URL", help=video)
+    command.add_argument("--instruction", help="what the vectors or scores are for; replaces the package's default")
+    command.add_argument("--max-pixels", type=int, help="most pixels of a picture (1,024 make one token)")
+    command.add_argument("--fps", type=float, help="frames looked at for each second of video")
+    command.add_argument("--max-frames", type=int, help="most frames of a video")
+    command.add_argument("--threads", type=int, help="default: the CPUs this process may use")
+    command.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="skip: go on without an input that cannot be used (null in the output, exit code 1)",
+    )
+
+
+def _embed(options: argparse.Namespace) -> int:
+    output: Path | None = options.output
+    if output and output.suffix not in (".npy", ".jsonl"):
+        raise InputError(f"--output {output} ends in neither .npy nor .jsonl; choose one of them.")
+    items = list(_json_lines(options.input)) if options.input else []
+    items += [{key: value} for key in ("text", "image", "video") for value in getattr(options, key)]
+    if not items and not options.input:
+        raise InputError("nothing to embed; give --text, --image, --video or --input.")
+    embedder = Qwen3VLEmbedder(
+        options.package, **_shared_options(options), dimensions=options.dimensions, batch_size=options.batch_size
+    )
+    skipped: list[Skipped] = []
+    rows = embedder.process(
+        [_with_instruction(item, options.instruction) for item in items],
+        not options.no_normalize,
+        on_error=options.on_error,
+        skipped=skipped,
+    )
+    errors = {each.index: str(each.error) for each in skipped}
+    if output and output.suffix == ".npy":
+        np.save(output, rows)
+    elif output:
+        with output.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(line + "\n" for line in _vector_lines(rows, errors))
+    else:
+        for line in _vector_lines(rows, errors):
+            print(line)
+    return _report(skipped)
+
+
+def _rerank(options: argparse.Namespace) -> int:
+    requests = list(_json_lines(options.input)) if options.input else []
+    query = {"text": options.query, "image": options.query_image}
+    query = {key: value for key, value in query.items() if value is not None}
+    documents = [{key: value} for key in ("text", "image", "video") for value in getattr(options, key)]
+    if query or documents:
+        requests.append({"query": query, "documents": documents})
+    if not requests and not options.input:
+        raise InputError("nothing to rerank; give --query and documents by --text, --image, --video, or --input.")
+    reranker = Qwen3VLReranker(options.package, **_shared_options(options), batch_size=options.batch_size)
+    every: list[Skipped] = []
+    for request in requests:
+        skipped: list[Skipped] = []
+        scores = reranker.process(
+            _with_instruction(request, options.instruction), on_error=options.on_error, skipped=skipped
+        )
+        errors = {str(each.index): str(each.error) for each in skipped}
+        line: dict[str, Any] = {"scores": [None if math.isnan(score) else score for score in scores]}
+        print(json.dumps({**line, "errors": errors} if errors else line, ensure_ascii=False), flush=True)
+        every += skipped
+    return _report(every)
+
+
+def _check(options: argparse.Namespace) -> int:
+    manifest = Manifest.read(options.package)
+    manifest.check(options.package)
+    size = sum(file.size for file in manifest.files)
+    print(
+        f"{options.package} is whole: {manifest.name}, {manifest.task}, {manifest.precision} for {manifest.target}, "
+        f"{len(manifest.files)} files, {size / 1e6:,.1f} MB, fingerprint {manifest.fingerprint[:16]}"
+    )
+    return 0
+
+
+def _shared_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "max_pixels": options.max_pixels,
+        "fps": options.fps,
+        "max_frames": options.max_frames,
+        "threads": options.threads,
+        "show_progress": sys.stderr.isatty(),
+    }
+
+
+def _with_instruction(item: Any, instruction: str | None) -> Any:
+    """The item with --instruction where it has none of its own; what is no dict is refused later, by its place."""
+    return {"instruction": instruction, **item} if instruction is not None and isinstance(item, dict) else item
+
+
+def _json_lines(name: str) -> Iterator[Any]:
+    """The values of a JSON lines file, - for standard input. Raises InputError naming file and line."""
+    try:
+        with open(0 if name == "-" else name, encoding="utf-8", closefd=name != "-") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise InputError(f"{name}, line {number}: not JSON ({error}); write one object a line.") from None
+    except OSError as error:
+        raise InputError(f"--input {name} cannot be read ({error.strerror}); check the path.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--input {name} is not UTF-8 ({error.reason}); convert it.") from error
+
+
+def _vector_lines(rows: np.ndarray, errors: Mapping[int, str]) -> Iterator[str]:
+    """One JSON line a row; float32's shortest decimal form, so that reading it back gives the same number."""
+    for index, row in enumerate(rows):
+        if index in errors:
+            yield json.dumps({"index": index, "embedding": None, "error": errors[index]}, ensure_ascii=False)
+        else:
+            numbers = ", ".join(str(number) for number in row)
+            yield f'{{"index": {index}, "embedding": [{numbers}]}}'
+
+
+def _report(skipped: Sequence[Skipped]) -> int:
+    for each in skipped:
+        print(f"skipped: {each.error}", file=sys.stderr)
+    return 1 if skipped else 0
