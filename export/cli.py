@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         required=True,
-        help=f"a checkpoint folder, one of\n{', '.join(PUBLISHED)},\nor a repository id such as Qwen/Qwen3-VL-Embedding-2B",
+        help="a checkpoint folder, a repository id such as Qwen/Qwen3-VL-Embedding-2B,\n"
+        f"or one of {', '.join(PUBLISHED)}",
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--fp32", dest="precision", action="store_const", const="fp32", help="float32 (default)")

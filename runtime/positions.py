@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.linspace import linspace
+
 VISION_THETA = 10_000.0
 
 Blocks = Sequence[tuple[int, int]]
@@ -90,7 +92,7 @@ def patch_positions(grid: tuple[int, int], merge: int, head_dim: int, side: int)
     coordinates = np.stack([rows, columns], axis=1).astype(np.float32)
     angles = (coordinates[:, :, None] * frequencies).reshape(height * width, -1)  # rows' angles, then columns'
 
-    down, across = _linspace(side, height)[rows], _linspace(side, width)[columns]
+    down, across = linspace(side - 1, height)[rows], linspace(side - 1, width)[columns]
     top, left = down.astype(np.int64), across.astype(np.int64)
     bottom, right = np.minimum(top + 1, side - 1), np.minimum(left + 1, side - 1)
     dh, dw = down - top.astype(np.float32), across - left.astype(np.float32)
@@ -104,16 +106,3 @@ def _inverse_frequencies(theta: float, half: int) -> np.ndarray:
     """theta^(-i/half) as float32; the power in float64 so that it equals torch's to the last bit but one."""
     exponents = np.arange(0, 2 * half, 2, dtype=np.float32) / np.float32(2 * half)
     return np.float32(1) / (theta ** exponents.astype(np.float64)).astype(np.float32)
-
-
-def _linspace(side: int, count: int) -> np.ndarray:
-    """torch.linspace(0, side - 1, count) bit by bit: from the left in the first half, from the right in the second,
-    each product fused with its sum. numpy's differs in the last bit, and a floor is taken of it."""
-    if count == 1:
-        return np.zeros(1, np.float32)
-    last = np.float32(side - 1)
-    step = np.float64(last / np.float32(count - 1))
-    steps = np.arange(count)
-    left = step * steps
-    right = np.float64(last) - step * (count - 1 - steps)
-    return np.where(steps < count // 2, left, right).astype(np.float32)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from runtime.download import FetchLimits
 from runtime.errors import InputError, MediaError, MissingExtraError
 from runtime.image import PatchGrid, Visual, patchify, resize_image, smart_resize, to_rgb
+from runtime.linspace import linspace
 from runtime.media import ImageSource, content_name, load_image, local_file
 from runtime.resize import resize_frame
 
@@ -97,13 +98,7 @@ def sample_indices(total: int, video_fps: float, options: VideoOptions) -> NDArr
             f"{total} frames under max_frames {options.max_frames} leave fewer than the "
             f"{FRAME_FACTOR} that are needed; pass a longer video, an image, or a larger max_frames."
         )
-    # torch.linspace: from both ends towards the middle in float32, the second half with one rounding (FMA).
-    end = np.float32(total - 1)
-    step = end / np.float32(count - 1)
-    position = np.arange(count)
-    rising = step * position.astype(np.float32)
-    falling = (np.float64(end) - np.float64(step) * (count - 1 - position)).astype(np.float32)
-    return np.rint(np.where(position < count // 2, rising, falling)).astype(np.int64)
+    return np.rint(linspace(total - 1, count)).astype(np.int64)
 
 
 def pair_timestamps(indices: Sequence[int], fps: float) -> tuple[float, ...]:

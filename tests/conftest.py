@@ -8,6 +8,8 @@ import pytest
 from qwen_tokenizer import Task
 from random_checkpoint import Shape, write_checkpoint
 
+from export.package import ExportOptions, export_package
+
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Shape, Task], Path]:
@@ -20,3 +22,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Shape, Tas
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def package(
+    checkpoint: Callable[[Shape, Task], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Shape, Task], Path]:
+    """`package(TINY_2B, "embedding")`: the float32 package of that checkpoint, not to be written to."""
+
+    @cache
+    def export(shape: Shape, task: Task) -> Path:
+        output = tmp_path_factory.mktemp("packages") / f"{task}-fp32"
+        export_package(checkpoint(shape, task), output, ExportOptions("tiny", task=task))
+        return output
+
+    return export
