@@ -53,6 +53,7 @@ class Lengths:
     last_position [B]      index of the last token, past included (GroupQueryAttention's seqlens_k)
     capacity []            C + S, an upper bound of every row's length
     last_index [B,1,1]     index of the last new token in S
+    token_mask [B,S,1]     which of the S tokens are not padding
     last_mask [B,1,1,C+S]  which keys the last token sees in the last layer, whose present is past then new
     """
 
@@ -61,6 +62,7 @@ class Lengths:
         self.last_position = graph.input("last_position", "int32", ["B"])
         self.capacity = graph.input("capacity", "int32", [])
         self.last_index = graph.input("last_index", "int64", ["B", 1, 1])
+        self.token_mask = graph.input("token_mask", "bool", ["B", "S", 1])
         self.last_mask = graph.input("last_mask", "bool", ["B", 1, 1, "C+S"])
 
 
@@ -102,7 +104,9 @@ class DecoderLayer:
 
     def last_token(self, hidden: Value, rotary: tuple[Value, Value], lengths: Lengths) -> Value:
         """hidden [B,S,D] → [B,1,D]: one query a row, so Attention-23 with a mask."""
-        x = self._norm(hidden, "input_layernorm")
+        # GroupQueryAttention leaves padding rows undefined; here a key's NaN would pass through the mask.
+        zero = self.graph.constant(np.array(0, np.float32))
+        x = self.graph.op("Where", lengths.token_mask, self._norm(hidden, "input_layernorm"), zero)
         key, value = linears(self.parts, x, [self._projection(name) for name in ("k", "v")])
         x_last, cos, sin, residual = (
             self.graph.op("GatherND", every, lengths.last_index, batch_dims=1)  # [B,1,...]

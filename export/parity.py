@@ -31,7 +31,8 @@ BOUNDS = {
     "embedding": 2e-5,
     "score": 1e-5,
 }
-VIDEO_BOUNDS = {"visual tokens": 1e-2, "DeepStack": 1e-2, "embedding": 5e-5}
+# One level in some pixels moves everything after it; with the exact resize the bounds above hold.
+VIDEO_BOUNDS = {"visual tokens": 1e-2, "DeepStack": 1e-2, "embedding": 5e-5, "score": 2e-4}
 MINIMUM_COSINE = 0.999999
 
 

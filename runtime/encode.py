@@ -3,6 +3,7 @@
 No graph runs here, so everything that can be wrong with an input is found before the expensive part.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,8 +47,14 @@ class EncodeOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, float) and not (isinstance(value, int | float) and value > 0):
-                raise InputError(f"{field.name} is {value!r}, expected a positive number.")
+            if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"{field.name} is {value!r}, expected a positive whole number.")
+        if isinstance(self.fps, bool) or not isinstance(self.fps, int | float) or not 0 < self.fps < math.inf:
+            raise InputError(f"fps is {self.fps!r}, expected a positive number.")
+        if self.max_pixels < self.min_pixels:
+            raise InputError(f"max_pixels {self.max_pixels} is below min_pixels {self.min_pixels}; swap or widen them.")
+        if not isinstance(self.default_instruction, str):
+            raise InputError(f"default_instruction is {self.default_instruction!r:.60}, expected a string.")
         if self.special_tokens not in SPECIAL_TOKENS:
             raise InputError(f"special_tokens is {self.special_tokens!r}, expected one of {', '.join(SPECIAL_TOKENS)}.")
 
@@ -79,7 +86,7 @@ class Encoder:
     def load(self, content: Content, fps: float | None, max_frames: int | None, where: str) -> Loaded:
         """Check the texts and load the visuals: videos, then pictures. Raises InputError starting with `where`."""
         options = self.options
-        texts = tuple(self._checked(text, f"{where}: text") for text in content.texts)
+        text = self._checked(content.texts, f"{where}: text")
         video_options = VideoOptions(
             fps or options.fps,
             max_frames or options.max_frames,
@@ -95,7 +102,7 @@ class Encoder:
             with located(f"{where}: image"):
                 picture = load_image(image, options.fetch)
                 visuals.append(image_visual(picture, options.min_pixels, options.max_pixels, self.patch))
-        return Loaded(Content(texts, content.images, content.videos), tuple(visuals))
+        return Loaded(Content(text, content.images, content.videos), tuple(visuals))
 
     def embedding_sequence(self, loaded: Loaded, instruction: str | None, where: str) -> TokenSequence:
         """The embedder's prompt for one content. Raises InputError where it is too long."""
@@ -112,15 +119,17 @@ class Encoder:
     def _instruction(self, instruction: str, where: str) -> str:
         return self.tokenizer.checked_text(instruction, self.options.special_tokens, f"{where}: instruction")
 
-    def _checked(self, text: str, where: str) -> str:
-        if not self._warned and looks_like_media(text):
+    def _checked(self, texts: Sequence[str], where: str) -> tuple[str, ...]:
+        """The texts as one, as the prompt joins them: two of them may make a special token together."""
+        path_like = None if self._warned else next(filter(looks_like_media, texts), None)
+        if path_like is not None:
             self._warned = True
             warnings.warn(
-                f"{where} {text!r:.80} looks like a picture's path or address and is embedded as text; "
+                f"{where} {path_like!r:.80} looks like a picture's path or address and is embedded as text; "
                 "pass it as 'image' to embed the picture.",
                 stacklevel=2,
             )
-        return self.tokenizer.checked_text(text, self.options.special_tokens, where)
+        return (self.tokenizer.checked_text("".join(texts), self.options.special_tokens, where),) if texts else ()
 
     def _video(self, video: VideoSource, options: VideoOptions) -> Visual:
         if isinstance(video, tuple):

@@ -76,8 +76,8 @@ def parse_content(content: object, where: str) -> Content:
     """A dict with text, image, video. Raises InputError."""
     entries = _mapping(content, where, CONTENT_KEYS)
     return Content(
-        tuple(_text(text, f"{where}: text") for text in _listed(entries.get("text"))),
-        tuple(_image(image, f"{where}: image") for image in _listed(entries.get("image"))),
+        tuple(_text(text, name) for text, name in _placed(entries.get("text"), f"{where}: text")),
+        tuple(_image(image, name) for image, name in _placed(entries.get("image"), f"{where}: image")),
         _videos(entries.get("video"), f"{where}: video"),
     )
 
@@ -119,7 +119,7 @@ def looks_like_media(text: str) -> bool:
 
 def _mapping(value: object, where: str, keys: Sequence[str]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        hint = f"; write {{'text': {value!r:.60}}}" if isinstance(value, str) else ""
+        hint = f"; write {{'text': {value!r:.60}}}" if isinstance(value, str) and "text" in keys else ""
         raise InputError(f"{where} is {_shown(value)}, expected a dict with {', '.join(keys)}{hint}.")
     unknown = [key for key in value if key not in keys]
     if unknown:
@@ -127,15 +127,20 @@ def _mapping(value: object, where: str, keys: Sequence[str]) -> Mapping[str, Any
     return value
 
 
-def _listed(value: object) -> list[Any]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+def place(where: str, index: int, count: int) -> str:
+    """How messages call one of several values: `where` itself if it is the only one."""
+    return where if count == 1 else f"{where}[{index}]"
 
 
-def _text(value: object, where: str) -> str:
+def _placed(value: object, where: str) -> list[tuple[Any, str]]:
+    """One value or a list as (value, place) pairs; None is an empty list."""
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    return [(entry, place(where, index, len(values))) for index, entry in enumerate(values)]
+
+
+def _text(value: object, where: str, expected: str = "a string or a list of strings") -> str:
     if not isinstance(value, str):
-        raise InputError(f"{where} is {_shown(value)}, expected a string or a list of strings.")
+        raise InputError(f"{where} is {_shown(value)}, expected {expected}.")
     if not value.isascii():
         try:
             value.encode()
@@ -192,7 +197,7 @@ def _is_image_path(text: str) -> bool:
             text = urlsplit(text).path
         except ValueError:
             return False
-    return text.lower().endswith(IMAGE_EXTENSIONS)
+    return os.path.splitext(text.lower())[1] in IMAGE_EXTENSIONS
 
 
 def _instruction_pair(pair: tuple[object, ...]) -> tuple[str, str]:
@@ -203,7 +208,7 @@ def _instruction_pair(pair: tuple[object, ...]) -> tuple[str, str]:
 
 def _optional_text(entries: Mapping[str, Any], key: str, where: str) -> str | None:
     value = entries.get(key)
-    return None if value is None else _text(value, f"{where}: {key}")
+    return None if value is None else _text(value, f"{where}: {key}", "a string")
 
 
 def _optional_number(entries: Mapping[str, Any], key: str, where: str) -> float | None:

@@ -125,6 +125,7 @@ class Model:
         rotary = Rotary(_padded([each.cos for each in rotaries]), _padded([each.sin for each in rotaries]))
         lengths = np.array([len(sequence.input_ids) for sequence in batch], np.int32)
         longest = int(lengths.max())
+        valid = np.arange(longest) < lengths[:, None]
         past = np.zeros((len(batch), text.num_key_value_heads, 0, text.head_dim), np.float32)
         feeds = {
             "input_ids": _padded([sequence.input_ids for sequence in batch], self.manifest.tokens.pad),
@@ -134,7 +135,8 @@ class Model:
             "last_position": lengths - 1,
             "capacity": np.array(longest, np.int32),
             "last_index": (lengths - 1).astype(np.int64).reshape(-1, 1, 1),
-            "last_mask": (np.arange(longest) < lengths[:, None]).reshape(-1, 1, 1, longest),
+            "token_mask": valid.reshape(-1, longest, 1),
+            "last_mask": valid.reshape(-1, 1, 1, longest),
         }
         for index in range(text.num_hidden_layers):
             feeds[f"past_key.{index}"] = feeds[f"past_value.{index}"] = past

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from runtime.errors import PackageError
+from runtime.errors import InputError, PackageError
 
 TARGET_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MINIMUM_VERSION = (1, 32)
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -34,12 +35,14 @@ def require_providers(providers: Sequence[str] | None, target: str, package: Pat
     """The execution providers to use, by default the one the package was made for.
 
     Raises PackageError for a provider the package was not made for or onnxruntime does not have, and for an
-    installation that cannot work.
+    installation that cannot work; InputError for providers that are no list.
     """
     require_usable_onnxruntime()
     made_for = TARGET_PROVIDERS.get(target)
     if made_for is None:
         raise PackageError(f"{package} was made for the target {target!r}, known targets are cpu and cuda.")
+    if isinstance(providers, str) or (providers is not None and not providers):
+        raise InputError(f"providers is {providers!r}, expected a list such as ['{made_for}'].")
     chosen = [made_for] if providers is None else list(providers)
     for provider in chosen:
         if provider != made_for and (target == "cpu" or provider != "CPUExecutionProvider"):
@@ -47,19 +50,22 @@ def require_providers(providers: Sequence[str] | None, target: str, package: Pat
             remedy = f"export it with --target {wanted}" if wanted else f"pass providers=['{made_for}']"
             raise PackageError(f"{package} was made for {made_for}, not for {provider}; {remedy}.")
     missing = [provider for provider in chosen if provider not in ort.get_available_providers()]
-    if missing or not chosen:
+    if missing:
         available = ", ".join(ort.get_available_providers())
-        raise PackageError(f"onnxruntime here has {available}, not {', '.join(missing) or 'an empty list'}.")
+        raise PackageError(
+            f"{package} needs {', '.join(missing)}, onnxruntime here has {available}; "
+            "install the onnxruntime distribution that has it, or export the package with --target cpu."
+        )
     return chosen
 
 
 def require_usable_onnxruntime() -> None:
     """Refuse two onnxruntime distributions over each other, and one that lacks the operators of the graphs."""
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    installed = [name for name in DISTRIBUTIONS if _is_installed(name)]
     if len(installed) > 1:
         raise PackageError(
             f"{' and '.join(installed)} are installed over each other and share one folder; keep one: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want."
+            f"pip uninstall -y {' '.join(installed)}, then install the one you want."
         )
     version = tuple(int(part) for part in ort.__version__.split(".")[:2])
     if version < MINIMUM_VERSION:

@@ -27,6 +27,9 @@ class PromptTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for any defect
             raise PackageError(f"{path} cannot be read ({error}); export the package again.") from error
+        # A tokenizer.json saved after a call may carry that call's cutting and padding.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self._tokens = tokens
         self._special = np.array(tokens.special, np.int64)
         self._suffix = np.array(self._tokenizer.encode("").ids, np.int64)
