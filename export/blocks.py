@@ -33,6 +33,7 @@ class RowRange:
     tensor: Tensor
     start: int
     stop: int
+    importance: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -41,16 +41,24 @@ class Matrix(Protocol):
     def stored_dtype(self) -> str:
         """The checkpoint's own type: float32, bfloat16 or float16."""
 
+    @property
+    def importance(self) -> np.ndarray | None:
+        """Mean square of each of the K inputs as calibration saw it, float32 [K]; None without calibration."""
+
     def blocks(self) -> Iterator[np.ndarray]:
         """Row blocks as float32 [rows, K], in order."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """One product x Wᵀ + b; the bias has shape [N, 1] and is None where the layer has none."""
+    """One product x Wᵀ + b; the bias has shape [N, 1] and is None where the layer has none.
+
+    `scale_free`: a norm follows, so a positive factor a token may be left out of the result.
+    """
 
     weight: Matrix
     bias: Matrix | None = None
+    scale_free: bool = False
 
 
 class Scheme(Protocol):

@@ -1,0 +1,161 @@
+"""MatMulNBits: 4- or 8-bit weights in blocks along the input, activations quantised inside the operator.
+
+Bytes: codes uint8 [N, blocks, block · bits / 8], two 4-bit codes a byte, the lower half first; scales float32
+[N, blocks]; zero points uint8 [N, ⌈blocks · bits / 8⌉] packed alike, absent where symmetric (then 2^(bits−1)).
+weight = (code − zero) · scale. A last block that K does not fill is padded with zeros.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from quant.schemes import GraphBuilder, Linear, Matrix, Value
+
+# Scales tried by the weighted search, as parts of the one that covers the whole range of a block.
+SHRINKS = np.linspace(1.0, 0.65, 15, dtype=np.float32)
+ACCURACY_LEVEL = 4  # int8 activations; without it 8-bit weights are dequantised at every call
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A quantised row block: codes uint8 [n, blocks, block], scales float32 [n, blocks], zeros uint8 or None."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """`bits` 4 or 8; asymmetric blocks have a zero point of their own."""
+
+    bits: int
+    block: int
+    symmetric: bool
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        object.__setattr__(self, "name", f"int{self.bits}-block{self.block}-{kind}")
+
+    def quantize(self, rows: np.ndarray, importance: np.ndarray | None = None) -> Blocks:
+        """float32 [n, K] → Blocks; with `importance` [K] (mean square of each input) each block's scale is searched.
+
+        Without it, equal to onnxruntime's quantize_matmul_4bits and quantize_matmul_8bits.
+        """
+        levels = 2**self.bits
+        padding = -rows.shape[1] % self.block
+        blocks = np.pad(rows, [(0, 0), (0, padding)]).reshape(len(rows), -1, self.block)
+        if self.symmetric:
+            extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)[..., 0]
+            scales, zeros = extreme / np.float32(-levels // 2), np.zeros(1, np.float32) + levels // 2
+        else:
+            low, high = np.minimum(blocks.min(axis=2), 0), np.maximum(blocks.max(axis=2), 0)
+            scales, zeros = (high - low) / np.float32(levels - 1), low
+        weights = None if importance is None else np.pad(importance, (0, padding)).reshape(-1, self.block)
+        return self._searched(blocks, scales, zeros, weights)
+
+    def dequantize(self, blocks: Blocks, width: int) -> np.ndarray:
+        """The inverse of `quantize`: float32 [n, width]."""
+        zeros = np.float32(2 ** (self.bits - 1)) if blocks.zeros is None else blocks.zeros[..., None].astype(np.float32)
+        values = (blocks.codes.astype(np.float32) - zeros) * blocks.scales[..., None]
+        rows: np.ndarray = values.reshape(len(values), -1)[:, :width]
+        return rows
+
+    def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
+        """One MatMulNBits a layer: the operator quantises x [..., K] by itself."""
+        return [self._product(graph, x, layer) for layer in layers]
+
+    def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
+        """Not for tables."""
+        raise NotImplementedError(f"{table.name}: {self.name} is a scheme for products, not for tables.")
+
+    def _searched(self, blocks: np.ndarray, scales: np.ndarray, low: np.ndarray, weights: np.ndarray | None) -> Blocks:
+        """Codes for the whole range, or for the part of it with the least weighted square error."""
+        best = self._rounded(blocks, scales, low)
+        if weights is None:
+            return best
+        least = self._error(blocks, best, weights)
+        for shrink in SHRINKS[1:]:
+            candidate = self._rounded(blocks, scales * shrink, low * (1 if self.symmetric else shrink))
+            error = self._error(blocks, candidate, weights)
+            better = error < least
+            least = np.where(better, error, least)
+            best.codes[better], best.scales[better] = candidate.codes[better], candidate.scales[better]
+            if best.zeros is not None and candidate.zeros is not None:
+                best.zeros[better] = candidate.zeros[better]
+        return best
+
+    def _rounded(self, blocks: np.ndarray, scales: np.ndarray, low: np.ndarray) -> Blocks:
+        top = 2**self.bits - 1
+        scales = np.where(scales == 0, np.float32(1), scales)
+        zeros = low if self.symmetric else np.clip(np.rint(-low / scales), 0, top)
+        codes = np.rint(blocks / scales[..., None]) + (zeros if self.symmetric else zeros[..., None])
+        packed_zeros = None if self.symmetric else zeros.astype(np.uint8)
+        return Blocks(np.clip(codes, 0, top).astype(np.uint8), scales, packed_zeros)
+
+    def _error(self, blocks: np.ndarray, candidate: Blocks, weights: np.ndarray) -> np.ndarray:
+        values = self.dequantize(candidate, blocks.shape[1] * self.block).reshape(blocks.shape)
+        error: np.ndarray = np.einsum("nbk,bk->nb", np.square(values - blocks), weights)
+        return error
+
+    def _product(self, graph: GraphBuilder, x: Value, layer: Linear) -> Value:
+        matrix = layer.weight
+        size, width = matrix.shape
+        count = -(-width // self.block)
+
+        # Codes, scales and zeros come out of one search and are written one after the other.
+        @lru_cache(1)
+        def quantized() -> Blocks:
+            parts = [self.quantize(block, matrix.importance) for block in matrix.blocks()]
+            zeros = None if self.symmetric else np.concatenate([part.zeros for part in parts if part.zeros is not None])
+            codes = np.concatenate([pack(part.codes, self.bits) for part in parts])
+            return Blocks(codes, np.concatenate([part.scales for part in parts]), zeros)
+
+        def codes() -> Iterator[np.ndarray]:
+            yield quantized().codes
+
+        def scales() -> Iterator[np.ndarray]:
+            yield quantized().scales
+
+        def zeros() -> Iterator[np.ndarray]:
+            packed = quantized().zeros
+            assert packed is not None
+            quantized.cache_clear()
+            yield pack(packed, self.bits)
+
+        def last_scales() -> Iterator[np.ndarray]:
+            yield quantized().scales
+            quantized.cache_clear()
+
+        name, shape = matrix.name, (size, count, self.block * self.bits // 8)
+        inputs: list[Value | None] = [x, graph.weight(name, "uint8", shape, codes)]
+        inputs.append(
+            graph.weight(f"{name}:scales", "float32", (size, count), last_scales if self.symmetric else scales)
+        )
+        if not self.symmetric:
+            inputs.append(graph.weight(f"{name}:zeros", "uint8", (size, -(-count * self.bits // 8)), zeros))
+        if layer.bias is not None:
+            inputs += [None] * (5 - len(inputs))
+            inputs.append(graph.weight(layer.bias.name, "float32", layer.bias.shape[:1], layer.bias.blocks))
+        return graph.op(
+            "MatMulNBits",
+            *inputs,
+            domain="com.microsoft",
+            K=width,
+            N=size,
+            bits=self.bits,
+            block_size=self.block,
+            accuracy_level=ACCURACY_LEVEL,
+        )
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 codes [..., n] → bytes [..., ⌈n · bits / 8⌉], the lower half of a byte first."""
+    if bits == 8:
+        return codes
+    padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, codes.shape[-1] % 2)])
+    packed: np.ndarray = padded[..., 0::2] | (padded[..., 1::2] << 4)
+    return packed

@@ -1,0 +1,66 @@
+"""Function-preserving scales: what one matrix gives, the next takes back, so the float model stays the same.
+
+A producer (a norm's weight, or the rows of a matrix) is divided by s, the columns of its consumers multiplied by s.
+SmoothQuant (Xiao et al., 2022) moves large activations into the weights this way; AWQ (Lin et al., 2023) makes
+important inputs larger before they are rounded.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quant.statistics import InputStatistics
+
+SMOOTHING = 0.5
+# A scale outside would only move the trouble; dead channels would ask for infinity.
+SMALLEST, LARGEST = 1e-2, 1e2
+EXPONENTS = np.linspace(0, 1, 11)
+
+Error = Callable[[np.ndarray], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Factors of a tensor, None for ones: row i times rows[i], column k times columns[k]."""
+
+    rows: np.ndarray | None = None
+    columns: np.ndarray | None = None
+
+    def apply(self, block: np.ndarray, start: int) -> np.ndarray:
+        """Rows `start`… of the tensor, float32 [n, K], scaled."""
+        if self.rows is not None:
+            block = block * self.rows[start : start + len(block), None]
+        if self.columns is not None:
+            block = block * self.columns
+        return block
+
+
+def smoothing_scales(statistics: InputStatistics, weight_largest: np.ndarray) -> np.ndarray:
+    """SmoothQuant's s = max|x|^α / max|w|^(1−α) for each channel, float32 [K]; `weight_largest` over all consumers."""
+    activation = np.maximum(statistics.largest, 1e-5)
+    weight = np.maximum(weight_largest, 1e-5)
+    return bounded(activation**SMOOTHING / weight ** (1 - SMOOTHING))
+
+
+def awq_scales(statistics: InputStatistics, error: Error) -> np.ndarray:
+    """The s = rms(x)^α with the least `error(s)`, α between 0 and 1, float32 [K]."""
+    root = np.sqrt(np.maximum(statistics.mean_square, 1e-12))
+    candidates = [bounded(root**exponent) for exponent in EXPONENTS]
+    return min(candidates, key=error)
+
+
+def bounded(scales: np.ndarray) -> np.ndarray:
+    """Scales with geometric mean 1, clipped to SMALLEST … LARGEST, float32."""
+    centred = scales / np.exp(np.mean(np.log(scales)))
+    return np.asarray(np.clip(centred, SMALLEST, LARGEST), np.float32)
+
+
+def shared_by_groups(scales: np.ndarray, groups: int) -> np.ndarray:
+    """Scales [groups · n] reduced to one for each of n producers that feed `groups` channels each: the largest."""
+    return np.asarray(scales.reshape(groups, -1).max(axis=0))
+
+
+def largest_by_column(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """max|w| over the rows of all blocks [n, K] → float32 [K]."""
+    return np.max([np.abs(block).max(axis=0) for block in blocks], axis=0)

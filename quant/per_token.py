@@ -1,0 +1,79 @@
+"""W8A8: int8 weights with one scale a row of the checkpoint, uint8 activations with one scale a token.
+
+The CPU's fastest product (MatMulIntegerToFloat, uint8 × int8) with nothing shared between tokens, so that a result
+depends neither on the batch nor on the padding.
+
+Bytes: codes int8 [K, N], |code| ≤ 127, transposed for the operator; scales float32 [N]; weight ≈ code[:, n] · scale[n].
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quant.schemes import GraphBuilder, Linear, Matrix, Value
+
+LARGEST = 127
+ZERO_POINT = 128  # of the activations; int8 × int8 is far slower on x86
+SMALLEST_TOKEN = 1e-8  # a token of zeros is divided by this
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """The fast int8 tier of the CPU."""
+
+    name: str = "int8-per-token"
+
+    def quantize(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [n, K] → codes int8 [n, K], scales float32 [n]; a row of zeros has scale 1."""
+        scales = np.abs(rows).max(axis=1) / np.float32(LARGEST)
+        scales[scales == 0] = 1
+        return np.rint(rows / scales[:, None]).astype(np.int8), scales
+
+    def dequantize(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """The inverse of `quantize`, float32 [n, K]."""
+        values: np.ndarray = codes.astype(np.float32) * scales[:, None]
+        return values
+
+    def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
+        """Quantise x [..., K] once, multiply by each layer → [..., N]."""
+        largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant(np.array([-1], np.int64)))
+        largest = graph.op("Max", largest, graph.constant(np.array(SMALLEST_TOKEN, np.float32)))  # [..., 1]
+        step = graph.constant(np.array(1 / LARGEST, np.float32))
+        zero = graph.constant(np.array(ZERO_POINT, np.uint8))
+        codes = graph.op("QuantizeLinear", graph.op("Div", x, largest), step, zero)  # uint8 [..., K]
+        outputs = []
+        for layer in layers:
+            y = graph.op(
+                "MatMulIntegerToFloat", codes, *self._weights(graph, layer.weight, step, zero), domain="com.microsoft"
+            )
+            if not layer.scale_free:
+                y = graph.op("Mul", y, largest)
+            if layer.bias is not None:
+                bias = graph.weight(layer.bias.name, "float32", layer.bias.shape[:1], layer.bias.blocks)
+                y = graph.op("Add", y, bias)
+            outputs.append(y)
+        return outputs
+
+    def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
+        """Not for tables."""
+        raise NotImplementedError(f"{table.name}: {self.name} is a scheme for products, not for tables.")
+
+    def _weights(self, graph: GraphBuilder, matrix: Matrix, step: Value, zero: Value) -> list[Value]:
+        """The operator's inputs after the activations: codes, both scales, the activations' zero point."""
+        size, width = matrix.shape
+
+        def codes() -> Iterator[np.ndarray]:
+            whole = np.concatenate([self.quantize(block)[0] for block in matrix.blocks()])
+            yield whole.T
+
+        def scales() -> Iterator[np.ndarray]:
+            for block in matrix.blocks():
+                yield self.quantize(block)[1]
+
+        return [
+            graph.weight(matrix.name, "int8", (width, size), codes),
+            step,
+            graph.weight(f"{matrix.name}:scales", "float32", (size,), scales),
+            zero,
+        ]
