@@ -8,8 +8,9 @@ import numpy as np
 from export.checkpoint import Checkpoint
 from export.graph import CONTRIB, Graph, Value
 from export.safetensors_file import Tensor
+from quant.fold import Fold
 from quant.schemes import Linear
-from quant.selection import scheme_for
+from quant.selection import FLOAT32, Plan
 
 BLOCK_BYTES = 64 * 2**20
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -17,12 +18,26 @@ DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Parts:
-    """What every block works with; `matrices` records the scheme each matrix was given."""
+    """What every block works with; `matrices` records the scheme each matrix was given.
+
+    With `taps` (not None) the input of every product is noted there, for calibration.
+    """
 
     graph: Graph
     checkpoint: Checkpoint
-    precision: str
+    plan: Plan = FLOAT32
     matrices: dict[str, str] = field(default_factory=dict)
+    taps: list["Tap"] | None = None
+    token_weight: list[Value] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """An input that several matrices share: their names, the value [..., K] and K."""
+
+    names: tuple[str, ...]
+    value: Value
+    width: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,7 @@ class RowRange:
     tensor: Tensor
     start: int
     stop: int
+    fold: Fold | None = None
     importance: np.ndarray | None = None
 
     @property
@@ -50,12 +66,18 @@ class RowRange:
         step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
         for start in range(self.start, self.stop, step):
             stop = min(start + step, self.stop)
-            yield self.tensor.rows(start, stop).reshape(stop - start, -1)
+            rows = self.tensor.rows(start, stop).reshape(stop - start, -1)
+            yield rows if self.fold is None else self.fold.apply(rows, start - self.start)
 
 
 def matrix(parts: Parts, name: str, shape: Sequence[int]) -> RowRange:
-    """A whole weight of the checkpoint."""
-    return RowRange(name, parts.checkpoint.tensor(name, tuple(shape)), 0, shape[0])
+    """A whole weight of the checkpoint, as the plan folds it."""
+    return row_range(parts, name, parts.checkpoint.tensor(name, tuple(shape)), (0, shape[0]))
+
+
+def row_range(parts: Parts, name: str, tensor: Tensor, rows: tuple[int, int]) -> RowRange:
+    """Some rows of a tensor under a name of their own, as the plan folds them."""
+    return RowRange(name, tensor, *rows, parts.plan.folds.get(name), parts.plan.importance.get(name))
 
 
 def vector(parts: Parts, name: str, size: int) -> Value:
@@ -65,7 +87,9 @@ def vector(parts: Parts, name: str, size: int) -> Value:
 
 def linears(parts: Parts, x: Value, layers: Sequence[Linear]) -> list[Value]:
     """x [..., K] through layers that share it → one [..., N] each; consecutive equal schemes go together."""
-    schemes = [scheme_for(layer.weight.name, parts.precision) for layer in layers]
+    schemes = [parts.plan.scheme_for(layer.weight.name) for layer in layers]
+    if parts.taps is not None:
+        parts.taps.append(Tap(tuple(layer.weight.name for layer in layers), x, layers[0].weight.shape[1]))
     for layer, scheme in zip(layers, schemes, strict=True):
         parts.matrices[layer.weight.name] = scheme.name
     outputs: list[Value] = []
@@ -86,7 +110,7 @@ def linear(parts: Parts, x: Value, prefix: str, sizes: tuple[int, int], bias: bo
 
 def table_rows(parts: Parts, name: str, shape: tuple[int, int], ids: Value) -> Value:
     """Rows of the table `name` at integer `ids` [...] → float32 [..., K]."""
-    scheme = scheme_for(name, parts.precision)
+    scheme = parts.plan.scheme_for(name)
     parts.matrices[name] = scheme.name
     rows: Value = scheme.rows(parts.graph, matrix(parts, name, shape), ids)
     return rows

@@ -70,8 +70,13 @@ def _run(options: argparse.Namespace) -> int:
     precision = options.precision or "fp32"
     if precision != "fp32" or options.target != "cpu":
         wanted = f"--{precision}" if precision != "fp32" else f"--target {options.target}"
-        print(f"error: {wanted} is not yet there; this version exports --fp32 for --target cpu.", file=sys.stderr)
+        print(f"error: {wanted} is not available yet; this version exports --fp32 for --target cpu.", file=sys.stderr)
         return 2
+    if options.verify:
+        # Imported here: only a verification needs torch. A missing extra is better known before the export than after.
+        from export.reference import prepare_reference_imports
+
+        prepare_reference_imports()
     name = package_name(options.model)
     output: Path = options.output or PACKAGES / f"{name}-{precision}"
     require_free_output(output, options.force)
@@ -99,7 +104,6 @@ def package_name(model: str) -> str:
 
 
 def _verified(folder: Path, output: Path) -> bool:
-    # Imported here: only a verification needs the reference, and with it torch.
     from export.verify import format_table, verify_package
 
     differences = verify_package(folder, output, lambda text: print(text, file=sys.stderr))

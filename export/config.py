@@ -23,7 +23,7 @@ FIXED_TEXT = {
     "quantization_config": None,
 }
 FIXED_VISION = {"hidden_act": "gelu_pytorch_tanh"}
-FIXED_ROTARY = {"rope_type": "default", "type": "default", "mrope_interleaved": True}
+FIXED_ROTARY = {"rope_type": "default", "type": "default", "mrope_interleaved": True, "partial_rotary_factor": 1.0}
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _text(section: Section) -> TextConfig:
 
 def _rotary(section: Section) -> tuple[float, tuple[int, ...]]:
     """theta and M-RoPE sections from `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (4.57)."""
-    if "rope_parameters" in section.content:
+    if section.content.get("rope_parameters") is not None:
         rotary = section.section("rope_parameters")
         theta = rotary.get("rope_theta", float)
     else:

@@ -139,7 +139,8 @@ class DecoderLayer:
     def _projection(self, name: str) -> Linear:
         heads = self.config.num_attention_heads if name == "q" else self.config.num_key_value_heads
         sizes = (heads * self.config.head_dim, self.config.hidden_size)
-        return Linear(matrix(self.parts, f"{self.prefix}.self_attn.{name}_proj.weight", sizes))
+        # A norm over each head follows q and k: a token's activation scale would cancel there.
+        return Linear(matrix(self.parts, f"{self.prefix}.self_attn.{name}_proj.weight", sizes), scale_free=name in "qk")
 
     def _head_norm_and_rotary(self, x: Value, name: str, rotary: tuple[Value, Value]) -> Value:
         """x [B,S,heads·h] → RMSNorm over each head, then M-RoPE by the host's cos and sin → [B,S,heads·h]."""

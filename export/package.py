@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from export.graph import Graph
 from export.heads import EmbeddingHead, Head, YesNoHead
 from export.tokenizer import TokenizerFacts, decide_task, read_tokenizer
 from export.vision import build_vision
+from quant.selection import Plan
 from runtime.errors import CheckpointError
 from runtime.manifest import (
     DECODER,
@@ -88,7 +89,7 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
     facts = read_tokenizer(folder, config)
     task = options.task or _decided_task(folder, facts, reporter)
     with Checkpoint(folder) as checkpoint:
-        graphs, matrices = build_graphs(checkpoint, config, _head(task, config, facts), options.precision)
+        graphs, matrices = build_graphs(checkpoint, config, _head(task, config, facts), Plan(options.precision))
         checkpoint.require_all_used()
         total = sum(graph.data_bytes for graph in graphs)
         with _partial_folder(output, total) as partial:
@@ -114,16 +115,17 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
                 files=tuple(describe_file(partial / name) for name in [*names, TOKENIZER]),
             ).sealed()
             manifest.write(partial)
+            require_free_output(output, options.force)  # it may have appeared meanwhile
             _put_in_place(partial, output)
     return manifest
 
 
 def build_graphs(
-    checkpoint: Checkpoint, config: ModelConfig, head: Head, precision: str
+    checkpoint: Checkpoint, config: ModelConfig, head: Head, plan: Plan
 ) -> tuple[list[Graph], dict[str, str]]:
     """Decoder and vision graph with every weight declared, and the scheme of each matrix. Writes nothing."""
-    decoder = Parts(Graph(DECODER), checkpoint, precision)
-    vision = Parts(Graph(VISION), checkpoint, precision)
+    decoder = Parts(Graph(DECODER), checkpoint, plan)
+    vision = Parts(Graph(VISION), checkpoint, plan)
     build_decoder(decoder, config.text, len(config.vision.deepstack_visual_indexes), head)
     build_vision(vision, config.vision)
     return [decoder.graph, vision.graph], {**decoder.matrices, **vision.matrices}
@@ -162,14 +164,15 @@ def _partial_folder(output: Path, data_bytes: int) -> Iterator[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
-            shutil.rmtree(partial, ignore_errors=True)
-            _require_space(output.parent, data_bytes + SPARE_BYTES)
-            partial.mkdir()
             try:
+                shutil.rmtree(partial, ignore_errors=True)
+                _require_space(output.parent, data_bytes + SPARE_BYTES)
+                partial.mkdir()
                 yield partial
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-                Path(lock.lock_file).unlink(missing_ok=True)
+                with suppress(PermissionError):  # Windows deletes no open file; filelock itself does it there
+                    Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
         raise CheckpointError(f"another export is writing {output}; wait for it or choose another --output.") from None
     except OSError as error:
@@ -186,12 +189,16 @@ def _require_space(folder: Path, needed: int) -> None:
 
 
 def _put_in_place(partial: Path, output: Path) -> None:
-    """Rename into place; a package that is replaced goes only after the new one is whole."""
-    if output.exists():
-        old = output.with_name(f".{output.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+    """Rename into place; a package that is replaced goes only after the new one is there."""
+    old = output.with_name(f".{output.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    replaces = output.exists()
+    if replaces:
         output.rename(old)
+    try:
         partial.rename(output)
-        shutil.rmtree(old)
-    else:
-        partial.rename(output)
+    except OSError:
+        if replaces:
+            old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

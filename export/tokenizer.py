@@ -38,29 +38,30 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts:
     path = folder / "tokenizer.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        added = {token["content"]: token for token in content["added_tokens"]}
-        vocabulary: dict[str, int] = content["model"]["vocab"]
+        added = {str(token["content"]): int(token["id"]) for token in content["added_tokens"]}
+        special = tuple(sorted(int(token["id"]) for token in content["added_tokens"] if token["special"]))
+        vocabulary: dict[str, int] = dict(content["model"]["vocab"])
+        appends_pad = _appends(content.get("post_processor"), PAD)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} has no tokenizer.json; every checkpoint brings its own, download it."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); download it again.") from error
     for word in (YES, NO):
         if word not in vocabulary:
             raise CheckpointError(f"{path} has no token {word!r}, which reranking scores; use the published tokenizer.")
     if PAD not in added:
         raise CheckpointError(f"{path} has no token {PAD}, which pads; use the published tokenizer.")
-    pad = int(added[PAD]["id"])
     tokens = TokenIds(
-        pad=pad,
+        pad=added[PAD],
         image=config.image_token_id,
         video=config.video_token_id,
         vision_start=config.vision_start_token_id,
         vision_end=config.vision_end_token_id,
-        special=tuple(sorted(int(token["id"]) for token in added.values() if token["special"])),
+        special=special,
     )
-    return TokenizerFacts(tokens, vocabulary[YES], vocabulary[NO], _appends(content.get("post_processor"), PAD))
+    return TokenizerFacts(tokens, vocabulary[YES], vocabulary[NO], appends_pad)
 
 
 def decide_task(folder: Path, tokenizer: TokenizerFacts) -> TaskDecision:

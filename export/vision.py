@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from export.blocks import Parts, RowRange, layer_norm, linear, linears, matrix, reshape
+from export.blocks import Parts, layer_norm, linear, linears, matrix, reshape, row_range
 from export.graph import CONTRIB, Graph, Value
 from quant.schemes import Linear
 from runtime.manifest import VisionConfig
@@ -95,8 +95,8 @@ def _query_key_value(parts: Parts, prefix: str, size: int) -> list[Linear]:
     ranges = [(part, position * size) for position, part in enumerate("qkv")]
     return [
         Linear(
-            RowRange(f"{prefix}.weight[{part}]", weight, start, start + size),
-            RowRange(f"{prefix}.bias[{part}]", bias, start, start + size),
+            row_range(parts, f"{prefix}.weight[{part}]", weight, (start, start + size)),
+            row_range(parts, f"{prefix}.bias[{part}]", bias, (start, start + size)),
         )
         for part, start in ranges
     ]

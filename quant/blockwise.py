@@ -89,12 +89,19 @@ class Blockwise:
         return best
 
     def _rounded(self, blocks: np.ndarray, scales: np.ndarray, low: np.ndarray) -> Blocks:
-        top = 2**self.bits - 1
-        scales = np.where(scales == 0, np.float32(1), scales)
-        zeros = low if self.symmetric else np.clip(np.rint(-low / scales), 0, top)
-        codes = np.rint(blocks / scales[..., None]) + (zeros if self.symmetric else zeros[..., None])
-        packed_zeros = None if self.symmetric else zeros.astype(np.uint8)
-        return Blocks(np.clip(codes, 0, top).astype(np.uint8), scales, packed_zeros)
+        """onnxruntime's arithmetic: times the reciprocal, halves up; a block too small for one becomes zeros."""
+        top, normal = 2**self.bits - 1, np.abs(scales) >= np.finfo(np.float32).tiny
+        inverses = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=normal)
+        zeros = (
+            low
+            if self.symmetric
+            else np.clip(
+                np.floor(np.float32(0.5) - np.divide(low, scales, out=np.zeros_like(scales), where=normal)), 0, top
+            )
+        )
+        codes = np.floor(blocks * inverses[..., None] + zeros[..., None] + np.float32(0.5))
+        own_zeros = None if self.symmetric else zeros.astype(np.uint8)
+        return Blocks(np.clip(codes, 0, top).astype(np.uint8), scales, own_zeros)
 
     def _error(self, blocks: np.ndarray, candidate: Blocks, weights: np.ndarray) -> np.ndarray:
         values = self.dequantize(candidate, blocks.shape[1] * self.block).reshape(blocks.shape)

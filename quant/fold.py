@@ -47,7 +47,8 @@ def awq_scales(statistics: InputStatistics, error: Error) -> np.ndarray:
     """The s = rms(x)^α with the least `error(s)`, α between 0 and 1, float32 [K]."""
     root = np.sqrt(np.maximum(statistics.mean_square, 1e-12))
     candidates = [bounded(root**exponent) for exponent in EXPONENTS]
-    return min(candidates, key=error)
+    best: np.ndarray = min(candidates, key=error)
+    return best
 
 
 def bounded(scales: np.ndarray) -> np.ndarray:

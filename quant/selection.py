@@ -1,13 +1,70 @@
-"""Which matrix gets which scheme: one predicate in one place."""
+"""Which matrix gets which scheme: one predicate in one place, with the scales and statistics that go with it."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quant.blockwise import Blockwise
+from quant.fold import Fold
+from quant.per_token import PerToken
 from quant.schemes import AsStored, Float32, Scheme
+from quant.statistics import InputStatistics
+from quant.table import Int8Rows
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8", "int8-portable", "int4")
 TOKEN_TABLE = "model.language_model.embed_tokens.weight"
+DECODER, VISION = "model.language_model.", "model.visual."
+KEPT_IN_FLOAT = ("model.visual.patch_embed.",)
+INT8_BLOCK = 128
+INT4_BLOCKS = (32, 64, 128)
+# Largest |x| over the rms of the whole input: above it, one scale a token leaves the other channels no levels.
+MASSIVE_RATIO = 200.0
 
 
-def scheme_for(name: str, precision: str) -> Scheme:
-    """The scheme of the matrix called `name` (its checkpoint name) in a package of `precision`."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    return AsStored() if name == TOKEN_TABLE else Float32()
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How the matrices of one package are stored.
+
+    `massive`: matrices whose input has massive activations; `single_row`: matrices that may see one row only;
+    `folds` and `importance` (mean square of each input) by name, empty without calibration.
+    """
+
+    precision: str
+    int4_block: int = INT4_BLOCKS[0]
+    massive: frozenset[str] = frozenset()
+    single_row: frozenset[str] = frozenset()
+    folds: Mapping[str, Fold] = field(default_factory=dict)
+    importance: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if self.int4_block not in INT4_BLOCKS:
+            raise ValueError(f"int4 block {self.int4_block} is not one of {INT4_BLOCKS}")
+
+    def scheme_for(self, name: str) -> Scheme:
+        """The scheme of the matrix called `name` (its checkpoint name, with a suffix for a part of a tensor)."""
+        if self.precision == "fp32":
+            return AsStored() if name == TOKEN_TABLE else Float32()
+        if name == TOKEN_TABLE:
+            return Int8Rows()
+        if name.startswith(KEPT_IN_FLOAT):
+            return Float32()
+        if self.precision == "int8-portable":
+            return Blockwise(8, INT8_BLOCK, symmetric=True)
+        if self.precision == "int4" and name.startswith(DECODER):
+            # Asymmetric 4-bit is wrong for a single row on AVX2, so what may see one is 8-bit.
+            if name in self.single_row:
+                return Blockwise(8, INT8_BLOCK, symmetric=True)
+            return Blockwise(4, self.int4_block, symmetric=False)
+        return Blockwise(8, INT8_BLOCK, symmetric=True) if name in self.massive else PerToken()
+
+
+FLOAT32 = Plan("fp32")
+
+
+def is_massive(statistics: InputStatistics) -> bool:
+    """Whether one scale a token would be spent on few channels."""
+    rms = float(np.sqrt(statistics.mean_square.mean()))
+    return bool(statistics.largest.max() > MASSIVE_RATIO * max(rms, 1e-12))

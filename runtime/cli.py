@@ -4,13 +4,16 @@ import argparse
 import json
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.embedder import BATCH_SIZE, Qwen3VLEmbedder
+from runtime.encode import located
 from runtime.errors import InputError, Qwen3VLError
 from runtime.manifest import Manifest
 from runtime.package import Skipped
@@ -65,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 if an input was skipped, 2 for an error."""
     options = parser().parse_args(arguments)
     try:
-        return int({"embed": _embed, "rerank": _rerank, "check": _check}[options.command](options))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return int({"embed": _embed, "rerank": _rerank, "check": _check}[options.command](options))
     except Qwen3VLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -100,6 +105,8 @@ def _embed(options: argparse.Namespace) -> int:
     output: Path | None = options.output
     if output and output.suffix not in (".npy", ".jsonl"):
         raise InputError(f"--output {output} ends in neither .npy nor .jsonl; choose one of them.")
+    if output and not output.parent.is_dir():  # found now rather than after hours of work
+        raise InputError(f"--output {output}: there is no folder {output.parent}; create it or choose another.")
     items = list(_json_lines(options.input)) if options.input else []
     items += [{key: value} for key in ("text", "image", "video") for value in getattr(options, key)]
     if not items and not options.input:
@@ -115,38 +122,47 @@ def _embed(options: argparse.Namespace) -> int:
         skipped=skipped,
     )
     errors = {each.index: str(each.error) for each in skipped}
-    if output and output.suffix == ".npy":
-        np.save(output, rows)
-    elif output:
-        with output.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(line + "\n" for line in _vector_lines(rows, errors))
+    if output:
+        _write(output, rows, errors)
     else:
         for line in _vector_lines(rows, errors):
             print(line)
-    return _report(skipped)
+    return _report(list(errors.values()))
 
 
 def _rerank(options: argparse.Namespace) -> int:
     requests = list(_json_lines(options.input)) if options.input else []
+    from_file = len(requests)
     query = {"text": options.query, "image": options.query_image}
     query = {key: value for key, value in query.items() if value is not None}
     documents = [{key: value} for key in ("text", "image", "video") for value in getattr(options, key)]
-    if query or documents:
+    if query and documents:
         requests.append({"query": query, "documents": documents})
-    if not requests and not options.input:
-        raise InputError("nothing to rerank; give --query and documents by --text, --image, --video, or --input.")
-    reranker = Qwen3VLReranker(options.package, **_shared_options(options), batch_size=options.batch_size)
-    every: list[Skipped] = []
-    for request in requests:
-        skipped: list[Skipped] = []
-        scores = reranker.process(
-            _with_instruction(request, options.instruction), on_error=options.on_error, skipped=skipped
+    elif query or documents or not options.input:
+        raise InputError(
+            "nothing to rerank; give --query or --query-image, and documents by --text, --image or --video, or --input."
         )
+    reranker = Qwen3VLReranker(options.package, **_shared_options(options), batch_size=options.batch_size)
+    lost: list[str] = []
+    for index, request in enumerate(requests):
+        place = f"requests[{index}]: " if from_file else ""
+        skipped: list[Skipped] = []
+        try:
+            with located(f"requests[{index}]") if from_file else nullcontext():
+                scores = reranker.process(
+                    _with_instruction(request, options.instruction), on_error=options.on_error, skipped=skipped
+                )
+        except InputError as error:
+            if options.on_error == "raise":
+                raise
+            print(json.dumps({"scores": None, "error": str(error)}), flush=True)
+            lost.append(str(error))
+            continue
         errors = {str(each.index): str(each.error) for each in skipped}
         line: dict[str, Any] = {"scores": [None if math.isnan(score) else score for score in scores]}
-        print(json.dumps({**line, "errors": errors} if errors else line, ensure_ascii=False), flush=True)
-        every += skipped
-    return _report(every)
+        print(json.dumps({**line, "errors": errors} if errors else line), flush=True)
+        lost += [f"{place}{each.error}" for each in skipped]
+    return _report(lost)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -178,7 +194,8 @@ def _with_instruction(item: Any, instruction: str | None) -> Any:
 def _json_lines(name: str) -> Iterator[Any]:
     """The values of a JSON lines file, - for standard input. Raises InputError naming file and line."""
     try:
-        with open(0 if name == "-" else name, encoding="utf-8", closefd=name != "-") as file:
+        # -sig: Windows' tools put a byte order mark before UTF-8.
+        with open(0 if name == "-" else name, encoding="utf-8-sig", closefd=name != "-") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
@@ -196,13 +213,28 @@ def _vector_lines(rows: np.ndarray, errors: Mapping[int, str]) -> Iterator[str]:
     """One JSON line a row; float32's shortest decimal form, so that reading it back gives the same number."""
     for index, row in enumerate(rows):
         if index in errors:
-            yield json.dumps({"index": index, "embedding": None, "error": errors[index]}, ensure_ascii=False)
+            yield json.dumps({"index": index, "embedding": None, "error": errors[index]})
         else:
             numbers = ", ".join(str(number) for number in row)
             yield f'{{"index": {index}, "embedding": [{numbers}]}}'
 
 
-def _report(skipped: Sequence[Skipped]) -> int:
-    for each in skipped:
-        print(f"skipped: {each.error}", file=sys.stderr)
-    return 1 if skipped else 0
+def _write(output: Path, rows: np.ndarray, errors: Mapping[int, str]) -> None:
+    try:
+        if output.suffix == ".npy":
+            np.save(output, rows)
+            return
+        with output.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(line + "\n" for line in _vector_lines(rows, errors))
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be written ({error.strerror}); choose another place.") from error
+
+
+def _show_warning(message: Warning | str, *place: object, **more: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _report(lost: Sequence[str]) -> int:
+    for sentence in lost:
+        print(f"skipped: {sentence}", file=sys.stderr)
+    return 1 if lost else 0

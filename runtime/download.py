@@ -50,8 +50,9 @@ class FetchLimits:
 
     def __post_init__(self) -> None:
         for name in ("timeout", "max_bytes", "max_image_pixels"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"FetchLimits.{name} is {getattr(self, name)}; give a number above zero.")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise InputError(f"FetchLimits.{name} is {value!r}; give a number above zero.")
 
 
 def shortened(text: str, longest: int = LONGEST_NAME) -> str:

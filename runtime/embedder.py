@@ -111,7 +111,7 @@ class Qwen3VLEmbedder:
                     kept, loaded, sequences = zip(*prepared, strict=True)
                     rows[list(kept)] = finish(self._pooled(kept, loaded, sequences), width, normalize)
                 progress.update(len(indexes))
-        record_skips(skips, skipped, "inputs")
+        record_skips(skips, skipped, f"of {len(items)} inputs")
         return rows
 
     def _prepare(self, item: object, where: str) -> tuple[Loaded, TokenSequence]:

@@ -14,8 +14,8 @@ import numpy as np
 from runtime import prompt
 from runtime.errors import InputError, Qwen3VLError
 from runtime.image import PatchGrid, Visual, image_visual
-from runtime.inputs import Content, VideoSource, looks_like_media
-from runtime.media import FetchLimits, load_image
+from runtime.inputs import Content, VideoSource, looks_like_media, place
+from runtime.media import FetchLimits, ImageSource, content_name, load_image
 from runtime.tokens import SPECIAL_TOKENS, PromptTokenizer, SpecialTokens
 from runtime.video import VideoOptions, frames_visual, video_visual
 
@@ -55,6 +55,8 @@ class EncodeOptions:
             raise InputError(f"max_pixels {self.max_pixels} is below min_pixels {self.min_pixels}; swap or widen them.")
         if not isinstance(self.default_instruction, str):
             raise InputError(f"default_instruction is {self.default_instruction!r:.60}, expected a string.")
+        if not isinstance(self.fetch, FetchLimits):
+            raise InputError(f"fetch is {self.fetch!r:.60}, expected FetchLimits such as FetchLimits(timeout=5).")
         if self.special_tokens not in SPECIAL_TOKENS:
             raise InputError(f"special_tokens is {self.special_tokens!r}, expected one of {', '.join(SPECIAL_TOKENS)}.")
 
@@ -95,13 +97,12 @@ class Encoder:
             options.exact_resize,
         )
         visuals = []
-        for video in content.videos:
-            with located(f"{where}: video"):
+        for index, video in enumerate(content.videos):
+            with located(place(f"{where}: video", index, len(content.videos))):
                 visuals.append(self._video(video, video_options))
-        for image in content.images:
-            with located(f"{where}: image"):
-                picture = load_image(image, options.fetch)
-                visuals.append(image_visual(picture, options.min_pixels, options.max_pixels, self.patch))
+        for index, image in enumerate(content.images):
+            with located(place(f"{where}: image", index, len(content.images))):
+                visuals.append(self._picture(image))
         return Loaded(Content(text, content.images, content.videos), tuple(visuals))
 
     def embedding_sequence(self, loaded: Loaded, instruction: str | None, where: str) -> TokenSequence:
@@ -112,9 +113,12 @@ class Encoder:
 
     def rerank_sequence(self, query: Loaded, document: Loaded, instruction: str | None, where: str) -> TokenSequence:
         """The reranker's prompt for one pair, cut to the length limit."""
-        chosen = self._instruction(instruction or self.options.default_instruction, where)
-        text = prompt.rerank_prompt(query.content, document.content, chosen)
+        text = prompt.rerank_prompt(query.content, document.content, self.rerank_instruction(instruction, where))
         return self._sequence(text, query.visuals + document.visuals, self.tokenizer.rerank_ids, where)
+
+    def rerank_instruction(self, instruction: str | None, where: str) -> str:
+        """The instruction of a rerank request, or the default. Raises InputError for a visual pad in it."""
+        return self._instruction(instruction or self.options.default_instruction, where)
 
     def _instruction(self, instruction: str, where: str) -> str:
         return self.tokenizer.checked_text(instruction, self.options.special_tokens, f"{where}: instruction")
@@ -127,9 +131,14 @@ class Encoder:
             warnings.warn(
                 f"{where} {path_like!r:.80} looks like a picture's path or address and is embedded as text; "
                 "pass it as 'image' to embed the picture.",
-                stacklevel=2,
+                stacklevel=5,  # the line that called `process`
             )
         return (self.tokenizer.checked_text("".join(texts), self.options.special_tokens, where),) if texts else ()
+
+    def _picture(self, image: ImageSource) -> Visual:
+        picture = load_image(image, self.options.fetch)
+        with located(content_name(image)):
+            return image_visual(picture, self.options.min_pixels, self.options.max_pixels, self.patch)
 
     def _video(self, video: VideoSource, options: VideoOptions) -> Visual:
         if isinstance(video, tuple):

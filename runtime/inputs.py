@@ -202,7 +202,7 @@ def _is_image_path(text: str) -> bool:
 
 def _instruction_pair(pair: tuple[object, ...]) -> tuple[str, str]:
     if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str):
-        return pair[0], pair[1]
+        return _text(pair[0], "query: instruction"), pair[1]
     raise InputError(f"query: text is {_shown(pair)}, expected a string or a pair (instruction, text).")
 
 

@@ -143,7 +143,7 @@ class Manifest:
         path = folder / MANIFEST_NAME
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise PackageError(_not_a_package(folder)) from None
         except (OSError, ValueError) as error:
             raise PackageError(f"{path} cannot be read ({error}); export the package again.") from error
@@ -188,6 +188,8 @@ def sha256_of(path: Path) -> str:
 def _not_a_package(folder: Path) -> str:
     if not folder.exists():
         return f"{folder} does not exist; pass the folder that `python -m export --model ...` wrote."
+    if folder.is_file():
+        return f"{folder} is a file; pass the folder that `python -m export --model ...` wrote."
     if (folder / "config.json").exists():
         return (
             f"{folder} is a checkpoint, not a package (no {MANIFEST_NAME}); "

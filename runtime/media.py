@@ -127,6 +127,8 @@ def _existing_file(source: object, name: str, kind: str) -> Path:
         text = url2pathname(slash + rest)
     elif scheme:
         raise MediaError(f"{name} has the unknown scheme '{scheme}'; use a path, file:// or http(s):// for {kind}.")
+    if not text:
+        raise MediaError(f"the path is empty; pass the path of {kind} file, or leave the key out.")
     path = Path(text)
     try:
         size = path.stat().st_size
@@ -186,11 +188,11 @@ def _identified(stream: BinaryIO) -> Image.Image | None:
     prefix = stream.read(16)
     for identifier in tuple(Image.ID):
         factory, accept = Image.OPEN[identifier]
-        accepted = accept is None or accept(prefix)
-        if isinstance(accepted, str) or not accepted:
-            continue
-        stream.seek(0)
         try:
+            accepted = accept is None or accept(prefix)
+            if isinstance(accepted, str) or not accepted:
+                continue
+            stream.seek(0)
             return factory(stream, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # how a plugin says that the file is not its own

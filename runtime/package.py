@@ -63,8 +63,11 @@ def open_package(
     path = Path(folder)
     manifest = Manifest.read(path)
     if manifest.task != task:
-        right = {"embedding": "Qwen3VLEmbedder", "reranker": "Qwen3VLReranker"}[manifest.task]
-        raise PackageError(f"{folder} is a package for {manifest.task}; open it with {right}.")
+        kind, right = {
+            "embedding": ("an embedding", "Qwen3VLEmbedder or `python -m runtime embed`"),
+            "reranker": ("a reranker", "Qwen3VLReranker or `python -m runtime rerank`"),
+        }[manifest.task]
+        raise PackageError(f"{folder} is {kind} package; open it with {right}.")
     if threads is not None:
         require_positive("threads", threads)
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -91,9 +94,9 @@ def batches(count: int, size: int) -> Iterator[range]:
 
 def explain_torch_options(options: Mapping[str, object]) -> None:
     """Answer the reference's torch-only keywords with a warning; TypeError for a keyword nobody knows."""
+    if unknown := [name for name in options if name not in TORCH_OPTIONS]:
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
     for name in options:
-        if name not in TORCH_OPTIONS:
-            raise TypeError(f"unexpected keyword argument {name!r}")
         warnings.warn(f"{name} has no effect here: {TORCH_OPTIONS[name]}.", stacklevel=3)
 
 
@@ -103,12 +106,16 @@ def require_on_error(on_error: str) -> None:
         raise InputError(f"on_error is {on_error!r}, expected 'raise' or 'skip'.")
 
 
-def record_skips(skips: Sequence[Skipped], collected: list[Skipped] | None, what: str) -> None:
-    """Hand the skipped items to the caller's list, or say in one warning what was lost."""
+def record_skips(skips: Sequence[Skipped], collected: list[Skipped] | None, among: str) -> None:
+    """Hand the skipped items to the caller's list, or say in one warning what was lost of `among`."""
     if collected is not None:
         collected += skips
     elif skips:
-        warnings.warn(f"{len(skips)} {what} skipped, the first: {skips[0].error}", stacklevel=4)
+        warnings.warn(
+            f"{len(skips)} {among} were left out (NaN in the result; pass skipped=[] to collect why), "
+            f"the first: {skips[0].error}",
+            stacklevel=3,
+        )
 
 
 def require_finite(values: np.ndarray, names: Sequence[str], folder: Path) -> None:

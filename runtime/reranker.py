@@ -85,7 +85,8 @@ class Qwen3VLReranker:
 
         `inputs` has the keys query, documents, instruction, fps, max_frames. The query's pictures and videos are
         read and encoded once. `on_error="skip"` gives NaN for a document that cannot be used and appends it to
-        `skipped`; "raise" raises InputError or MediaError naming it. A query that cannot be used always raises.
+        `skipped`; "raise" raises InputError or MediaError naming it. A query or instruction that cannot be used
+        always raises.
         """
         require_on_error(on_error)
         request = parse_request(inputs)
@@ -93,6 +94,8 @@ class Qwen3VLReranker:
         skips: list[Skipped] = []
         if not request.documents:
             return scores
+        # It is the same for every document: a bad one is no fault of theirs and cannot be skipped.
+        self.package.encoder.rerank_instruction(request.instruction, "inputs")
         query = self._load(request.query, request, "query")
         query_features = self.package.model.visual_features(query.visuals)
         with tqdm(total=len(scores), disable=not self.show_progress, unit="document") as progress:
@@ -108,7 +111,7 @@ class Qwen3VLReranker:
                 for index, logit in self._logits(prepared, query_features):
                     scores[index] = 1 / (1 + math.exp(-logit)) if logit > -LARGEST_EXPONENT else 0.0
                 progress.update(len(indexes))
-        record_skips(skips, skipped, "documents")
+        record_skips(skips, skipped, f"of {len(scores)} documents")
         return scores
 
     def _load(self, content: Content, request: RerankRequest, where: str) -> Loaded:

@@ -126,8 +126,9 @@ def video_visual(source: str | PathLike[str], options: VideoOptions, limits: Fet
         try:
             return _file_visual(path, options, patch)
         except (av.error.FFmpegError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, av.error.FFmpegError) else error
             raise MediaError(
-                f"the video cannot be decoded ({error}); replace the file or convert it to H.264 in MP4."
+                f"the video cannot be decoded ({reason}); replace the file or convert it to H.264 in MP4."
             ) from error
 
 
@@ -149,7 +150,8 @@ def frames_visual(
     factor = patch.factor * patch.spatial_merge_size
     bounds = (IMAGE_MIN_TOKENS * factor * factor, IMAGE_MAX_TOKENS * factor * factor)
     for slot, frame in enumerate(kept):
-        image = load_image(frame, limits)
+        with _naming(f"frame {slot}"):
+            image = load_image(frame, limits)
         with _naming(content_name(frame)):
             store.put(slot, np.asarray(resize_image(to_rgb(image), factor, *bounds)))
     store.pixels[len(kept) :] = store.pixels[len(kept) - 1]

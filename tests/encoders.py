@@ -1,6 +1,7 @@
 """The host side of the runtime for a checkpoint folder, without graphs: tokenizer and encoder with the defaults."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from qwen_tokenizer import Task
@@ -25,6 +26,7 @@ RERANKING = replace(EMBEDDING, max_length=10240, default_instruction=RERANKER_IN
 OPTIONS: dict[Task, EncodeOptions] = {"embedding": EMBEDDING, "reranker": RERANKING}
 
 
+@cache
 def prompt_tokenizer(folder: Path) -> PromptTokenizer:
     return PromptTokenizer(folder / "tokenizer.json", read_tokenizer(folder, read_config(folder)).tokens)
 

@@ -12,7 +12,7 @@ from runtime.positions import patch_positions, text_rotary, token_positions
 
 IMAGE, VIDEO, START, END, TEXT = 151655, 151656, 151652, 151653, 100
 # (h, w) in patches: one row or column of cells, squares, and sizes with fractions that round both ways.
-GRIDS = [(2, 2), (2, 64), (64, 2), (4, 6), (30, 40), (48, 48), (46, 50), (62, 34), (86, 82), (96, 12)]
+GRIDS = [(2, 2), (2, 64), (64, 2), (4, 6), (30, 40), (48, 48), (46, 50), (62, 34), (86, 82), (96, 12), (2, 330)]
 MERGE = 2
 
 
@@ -120,7 +120,9 @@ def text_config(modeling: Any, section: tuple[int, int, int], theta: float) -> A
 
 def test_height_and_width_overwrite_their_own_frequencies() -> None:
     """Each axis alone, section (2, 1, 1): frequencies 0 and 3 are T's, 1 is H's, 2 is W's."""
-    for axis, turned in enumerate([[True, False, False, True], [False, True, False, False], [False, False, True, False]]):
+    for axis, turned in enumerate(
+        [[True, False, False, True], [False, True, False, False], [False, False, True, False]]
+    ):
         positions = np.zeros((3, 1), np.int64)
         positions[axis] = 1
         assert (text_rotary(positions, 100.0, (2, 1, 1)).sin[0] > 0).tolist() == turned
@@ -141,9 +143,7 @@ def test_patches_stand_in_merge_order_by_hand() -> None:
 def test_table_neighbours_equal_fast_pos_embed_interpolate(modeling: Any, grid: tuple[int, int]) -> None:
     torch = importlib.import_module("torch")
     table, side, (height, width) = OneHotTable(torch), 48, grid
-    tower = SimpleNamespace(
-        num_grid_per_side=side, pos_embed=table, config=SimpleNamespace(spatial_merge_size=MERGE)
-    )
+    tower = SimpleNamespace(num_grid_per_side=side, pos_embed=table, config=SimpleNamespace(spatial_merge_size=MERGE))
     frames = torch.tensor([[1, height, width]])
     weight = modeling.Qwen3VLVisionModel.fast_pos_embed_interpolate(tower, frames).numpy()  # [P, 4]
     index = table.index.view(4, height // MERGE, MERGE, width // MERGE, MERGE).transpose(2, 3).reshape(4, -1)
