@@ -27,7 +27,7 @@ def build_decoder(parts: Parts, config: TextConfig, num_deepstack: int, head: He
         graph.input("rotary_cos", "float32", ["B", "S", half]),
         graph.input("rotary_sin", "float32", ["B", "S", half]),
     )
-    lengths = Lengths(graph)
+    lengths, last_token = Lengths(graph), LastToken(graph)
 
     table = (config.vocab_size, hidden_size)
     hidden = table_rows(parts, f"{PREFIX}.embed_tokens.weight", table, input_ids)  # [B,S,D]
@@ -39,7 +39,7 @@ def build_decoder(parts: Parts, config: TextConfig, num_deepstack: int, head: He
         if index < num_deepstack:
             features = graph.op("Gather", deepstack, graph.constant(np.array(index, np.int64)), axis=0)  # [V,D]
             hidden = graph.op("ScatterND", hidden, visual_index, features, reduction="add")
-    pooled = DecoderLayer(parts, config, last).last_token(hidden, rotary, lengths)  # [B,1,D]
+    pooled = DecoderLayer(parts, config, last).last_token(hidden, rotary, last_token)  # [B,1,D]
     pooled = rms_norm(parts, pooled, f"{PREFIX}.norm.weight", hidden_size, config.rms_norm_eps)
     pooled = reshape(graph, pooled, (-1, hidden_size))  # [B,D]
     head.emit(parts, pooled)
@@ -49,18 +49,26 @@ def build_decoder(parts: Parts, config: TextConfig, num_deepstack: int, head: He
 class Lengths:
     """The graph inputs that say how long each row and its past are.
 
-    query_lengths [B]      new tokens of each row, the rest of S is right padding
-    last_position [B]      index of the last token, past included (GroupQueryAttention's seqlens_k)
-    capacity []            C + S, an upper bound of every row's length
-    last_index [B,1,1]     index of the last new token in S
-    token_mask [B,S,1]     which of the S tokens are not padding
-    last_mask [B,1,1,C+S]  which keys the last token sees in the last layer, whose present is past then new
+    query_lengths [B]   new tokens of each row, the rest of S is right padding
+    last_position [B]   index of the last token, past included (GroupQueryAttention's seqlens_k)
+    capacity []         C + S, an upper bound of every row's length
     """
 
     def __init__(self, graph: Graph):
         self.query_lengths = graph.input("query_lengths", "int32", ["B"])
         self.last_position = graph.input("last_position", "int32", ["B"])
         self.capacity = graph.input("capacity", "int32", [])
+
+
+class LastToken:
+    """The graph inputs by which the last layer finds each row's last token and what it sees.
+
+    last_index [B,1,1]     index of the last new token in S
+    token_mask [B,S,1]     which of the S tokens are not padding
+    last_mask [B,1,1,C+S]  which keys it sees; the last layer's present is the whole past, then the new tokens
+    """
+
+    def __init__(self, graph: Graph):
         self.last_index = graph.input("last_index", "int64", ["B", 1, 1])
         self.token_mask = graph.input("token_mask", "bool", ["B", "S", 1])
         self.last_mask = graph.input("last_mask", "bool", ["B", 1, 1, "C+S"])
@@ -102,14 +110,14 @@ class DecoderLayer:
         self._declare_present(present_key, present_value)
         return self._output_and_mlp(hidden, attended)
 
-    def last_token(self, hidden: Value, rotary: tuple[Value, Value], lengths: Lengths) -> Value:
+    def last_token(self, hidden: Value, rotary: tuple[Value, Value], last: LastToken) -> Value:
         """hidden [B,S,D] → [B,1,D]: one query a row, so Attention-23 with a mask."""
         # GroupQueryAttention leaves padding rows undefined; here a key's NaN would pass through the mask.
         zero = self.graph.constant(np.array(0, np.float32))
-        x = self.graph.op("Where", lengths.token_mask, self._norm(hidden, "input_layernorm"), zero)
+        x = self.graph.op("Where", last.token_mask, self._norm(hidden, "input_layernorm"), zero)
         key, value = linears(self.parts, x, [self._projection(name) for name in ("k", "v")])
         x_last, cos, sin, residual = (
-            self.graph.op("GatherND", every, lengths.last_index, batch_dims=1)  # [B,1,...]
+            self.graph.op("GatherND", every, last.last_index, batch_dims=1)  # [B,1,...]
             for every in (x, *rotary, hidden)
         )
         query = linears(self.parts, x_last, [self._projection("q")])[0]
@@ -119,7 +127,7 @@ class DecoderLayer:
                 self._head_norm_and_rotary(query, "q", (cos, sin)),
                 self._head_norm_and_rotary(key, "k", rotary),
                 value,
-                lengths.last_mask,
+                last.last_mask,
                 self.past_key,
                 self.past_value,
             ],

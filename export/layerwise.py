@@ -72,8 +72,8 @@ class Layerwise:
         for index in range(text.num_hidden_layers):
             with self._step(self._decoder_layer(index)) as step:
                 for position, sample in enumerate(samples):
-                    feeds = self._decoder_feeds(states[position], rotaries[position], sample.token_weight)
-                    state = step.run(feeds, statistics, float(sample.token_weight.sum()))["hidden"]
+                    feeds = self._decoder_feeds(index, states[position], rotaries[position], sample.token_weight)
+                    state = step.run(feeds, statistics, float(sample.token_weight.sum()))["next"]
                     if index < len(levels[position]):
                         state[0, sample.sequence.is_visual] += levels[position][index]
                     states[position] = state
@@ -92,15 +92,15 @@ class Layerwise:
         with self._step(self._patch_embedding) as step:
             for visual, place in zip(visuals, places, strict=True):
                 feeds = {"patches": visual.patches, "position_index": place.index, "position_weight": place.weight}
-                states.append(step.run(feeds, statistics, visual.patches.shape[0] * visual.patches.shape[1])["hidden"])
+                states.append(step.run(feeds, statistics, visual.patches.shape[0] * visual.patches.shape[1])["next"])
         for index in range(config.depth):
             with self._step(self._vision_block(index)) as step:
                 for position, place in enumerate(places):
                     outputs = step.run(_vision_feeds(states[position], place), statistics, _tokens(states[position]))
-                    states[position] = outputs["hidden"]
+                    states[position] = outputs["next"]
                     levels[position] += [outputs["deepstack"]] if "deepstack" in outputs else []
         with self._step(self._merger) as step:
-            tokens = [step.run({"hidden": state}, statistics, _tokens(state))["hidden"] for state in states]
+            tokens = [step.run({"hidden": state}, statistics, _tokens(state))["next"] for state in states]
         return [VisualFeatures(each, np.stack(level)) for each, level in zip(tokens, levels, strict=True)]
 
     def _patch_embedding(self, parts: Parts) -> None:
@@ -108,7 +108,7 @@ class Layerwise:
         width = config.in_channels * config.temporal_patch_size * config.patch_size**2
         patches = parts.graph.input("patches", "float32", ["F", "P", width])
         hidden = parts.graph.op("Add", patch_embedding(parts, config, patches), position_embedding(parts, config))
-        parts.graph.output("hidden", hidden, "float32", ["F", "P", config.hidden_size])
+        parts.graph.output("next", hidden, "float32", ["F", "P", config.hidden_size])
 
     def _vision_block(self, index: int) -> Callable[[Parts], None]:
         config = self.config.vision
@@ -121,14 +121,14 @@ class Layerwise:
             if index in config.deepstack_visual_indexes:
                 features = deepstack_merger(parts, config, config.deepstack_visual_indexes.index(index), hidden)
                 parts.graph.output("deepstack", features, "float32", ["F*P/M", config.out_hidden_size])
-            parts.graph.output("hidden", hidden, "float32", ["F", "P", config.hidden_size])
+            parts.graph.output("next", hidden, "float32", ["F", "P", config.hidden_size])
 
         return build
 
     def _merger(self, parts: Parts) -> None:
         config = self.config.vision
         hidden = parts.graph.input("hidden", "float32", ["F", "P", config.hidden_size])
-        parts.graph.output("hidden", merger(parts, config, hidden), "float32", ["F*P/M", config.out_hidden_size])
+        parts.graph.output("next", merger(parts, config, hidden), "float32", ["F*P/M", config.out_hidden_size])
 
     def _decoder_layer(self, index: int) -> Callable[[Parts], None]:
         text = self.config.text
@@ -140,11 +140,11 @@ class Layerwise:
             parts.token_weight.append(graph.input("token_weight", "float32", ["S", 1]))
             layer = DecoderLayer(parts, text, index)
             hidden = layer.every_token(hidden, (rotary[0], rotary[1]), Lengths(graph))
-            graph.output("hidden", hidden, "float32", ["B", "S", text.hidden_size])
+            graph.output("next", hidden, "float32", ["B", "S", text.hidden_size])
 
         return build
 
-    def _decoder_feeds(self, state: np.ndarray, rotary: Rotary, token_weight: np.ndarray) -> Feeds:
+    def _decoder_feeds(self, index: int, state: np.ndarray, rotary: Rotary, token_weight: np.ndarray) -> Feeds:
         text, length = self.config.text, state.shape[1]
         past = np.zeros((1, text.num_key_value_heads, 0, text.head_dim), np.float32)
         return {
@@ -155,8 +155,8 @@ class Layerwise:
             "query_lengths": np.array([length], np.int32),
             "last_position": np.array([length - 1], np.int32),
             "capacity": np.array(length, np.int32),
-            "past_key": past,
-            "past_value": past,
+            f"past_key.{index}": past,
+            f"past_value.{index}": past,
         }
 
     def _token_states(self, sequence: TokenSequence, features: Sequence[VisualFeatures]) -> np.ndarray:
@@ -203,11 +203,8 @@ class Step:
 
     def run(self, feeds: Feeds, statistics: Accumulator, weight: float) -> Feeds:
         """Run once; `weight` is the sum of the tokens' weights. Outputs by name, statistics added."""
-        wanted = {each.name for each in self.session.get_inputs()}
-        named = {name.split(".")[0]: name for name in wanted}
-        fed = {named[name]: value for name, value in feeds.items() if name in named}
         names = [each.name for each in self.session.get_outputs()]
-        outputs = dict(zip(names, self.session.run(None, fed), strict=True))
+        outputs = dict(zip(names, self.session.run(None, feeds), strict=True))
         for number, tap in enumerate(self.taps):
             for name in tap.names:
                 statistics.add(name, outputs[f"squares:{number}"], outputs[f"largest:{number}"], weight)

@@ -30,7 +30,7 @@ SENTENCES = (
     "Toplantı notlarını akşama kadar paylaşırsanız yarın birlikte gözden geçirebiliriz.",
 )
 LONG = (
-    "Installing the pump takes about an hour. Close the main valve first and let the remaining water run into a bucket. "
+    "Installing the pump takes about an hour. Close the main valve first and let the water run into a bucket. "
     "Unscrew the four bolts of the old pump, note which cable sits where, and clean the seat of the gasket with a soft "
     "cloth. Put the new gasket in dry; grease makes it slip. Tighten the bolts crosswise to 12 Nm, connect the cables, "
     "open the valve slowly and watch the joint for five minutes. If it drips, tighten by a quarter turn. A pump that "
@@ -42,7 +42,7 @@ LONG = (
     "def moving_average(values, width):\n    if width < 1 or width > len(values):\n        raise ValueError(width)\n"
     "    total = sum(values[:width])\n    result = [total / width]\n    for new, old in zip(values[width:], values):\n"
     "        total += new - old\n        result.append(total / width)\n    return result\n\n# 404 Not Found\n"
-    "https://example.org/search?q=red+shoes&page=2\n{\"id\": 17, \"tags\": [\"new\", \"sale\"], \"price\": 59.90}",
+    'https://example.org/search?q=red+shoes&page=2\n{"id": 17, "tags": ["new", "sale"], "price": 59.90}',
 )
 SHORT = ("red shoes", "invoice 2024", "猫", "how to boil eggs", "SELECT name FROM users WHERE id = 7;")
 

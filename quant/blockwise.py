@@ -90,16 +90,10 @@ class Blockwise:
 
     def _rounded(self, blocks: np.ndarray, scales: np.ndarray, low: np.ndarray) -> Blocks:
         """onnxruntime's arithmetic: times the reciprocal, halves up; a block too small for one becomes zeros."""
-        top, normal = 2**self.bits - 1, np.abs(scales) >= np.finfo(np.float32).tiny
-        inverses = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=normal)
-        zeros = (
-            low
-            if self.symmetric
-            else np.clip(
-                np.floor(np.float32(0.5) - np.divide(low, scales, out=np.zeros_like(scales), where=normal)), 0, top
-            )
-        )
-        codes = np.floor(blocks * inverses[..., None] + zeros[..., None] + np.float32(0.5))
+        top = 2**self.bits - 1
+        divisors = np.where(np.abs(scales) < np.finfo(np.float32).tiny, np.float32(np.inf), scales)
+        zeros = low if self.symmetric else np.clip(np.floor(np.float32(0.5) - low / divisors), 0, top)
+        codes = np.floor(blocks * (np.float32(1) / divisors)[..., None] + zeros[..., None] + np.float32(0.5))
         own_zeros = None if self.symmetric else zeros.astype(np.uint8)
         return Blocks(np.clip(codes, 0, top).astype(np.uint8), scales, own_zeros)
 

@@ -5,8 +5,9 @@ SmoothQuant (Xiao et al., 2022) moves large activations into the weights this wa
 important inputs larger before they are rounded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -35,6 +36,10 @@ class Fold:
             block = block * self.columns
         return block
 
+    def then(self, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> "Fold":
+        """This fold followed by another."""
+        return Fold(_product(self.rows, rows), _product(self.columns, columns))
+
 
 def smoothing_scales(statistics: InputStatistics, weight_largest: np.ndarray) -> np.ndarray:
     """SmoothQuant's s = max|x|^α / max|w|^(1−α) for each channel, float32 [K]; `weight_largest` over all consumers."""
@@ -57,11 +62,17 @@ def bounded(scales: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(centred, SMALLEST, LARGEST), np.float32)
 
 
-def shared_by_groups(scales: np.ndarray, groups: int) -> np.ndarray:
-    """Scales [groups · n] reduced to one for each of n producers that feed `groups` channels each: the largest."""
-    return np.asarray(scales.reshape(groups, -1).max(axis=0))
+def shared_scales(scales: np.ndarray, producer_of: np.ndarray) -> np.ndarray:
+    """Scales [K] reduced to one for each producer, the largest it is asked for; producer_of[k] feeds channel k."""
+    shared = np.zeros(int(producer_of.max()) + 1, np.float32)
+    np.maximum.at(shared, producer_of, scales)
+    return shared
 
 
-def largest_by_column(blocks: Sequence[np.ndarray]) -> np.ndarray:
+def largest_by_column(blocks: Iterable[np.ndarray]) -> np.ndarray:
     """max|w| over the rows of all blocks [n, K] → float32 [K]."""
-    return np.max([np.abs(block).max(axis=0) for block in blocks], axis=0)
+    return reduce(np.maximum, (np.abs(block).max(axis=0) for block in blocks))
+
+
+def _product(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    return second if first is None else first if second is None else first * second

@@ -19,6 +19,7 @@ Content = dict[str, Any]
 
 POOLING = "sentence_transformers.models.Pooling"
 LOGIT_SCORE = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
+CAUSAL_SCORE_HEAD = "sentence_transformers.base.modules.causal_score_head.CausalScoreHead"
 
 
 def template(last: str) -> Content:
@@ -160,7 +161,12 @@ def test_the_tokenizer_alone_decides(tmp_path: Path, config: ModelConfig, task: 
 
 
 @pytest.mark.parametrize(
-    ("task", "other", "kind"), [("embedding", "reranker", LOGIT_SCORE), ("reranker", "embedding", POOLING)]
+    ("task", "other", "kind"),
+    [
+        ("embedding", "reranker", LOGIT_SCORE),
+        ("embedding", "reranker", CAUSAL_SCORE_HEAD),
+        ("reranker", "embedding", POOLING),
+    ],
 )
 def test_a_disagreement_is_an_error(tmp_path: Path, config: ModelConfig, task: Task, other: Task, kind: str) -> None:
     write_modules(tmp_path, "sentence_transformers.models.Transformer", kind)

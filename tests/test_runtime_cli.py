@@ -188,6 +188,7 @@ def test_errors_are_one_line_on_stderr(run: Run, embedding: str, reranking: str,
         assert err.count("\n") == 1 and err.endswith("\n")
 
 
+@pytest.mark.filterwarnings("default")
 def test_warnings_are_one_line_too(run: Run, embedding: str) -> None:
     code, out, err = run("embed", embedding, "--text", "car.png")
     assert code == 0 and len(vectors(out)) == 1

@@ -1,0 +1,160 @@
+"""`python -m export`: the package's path on stdout, words on stderr, exit codes that tell the truth."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from qwen_tokenizer import Task
+from random_checkpoint import TINY_2B, Shape, write_checkpoint
+
+from export.cli import main, package_name
+from export.package import ExportOptions, export_package
+from runtime import Qwen3VLEmbedder, Qwen3VLReranker
+from runtime.manifest import Manifest
+
+Folders = Callable[[Shape, Task], Path]
+Run = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run("--model", ...)`: exit code, stdout and stderr of an export with `tmp_path` as working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Folders) -> Path:
+    return checkpoint(TINY_2B, "embedding")
+
+
+def test_the_default_output_is_named_after_the_checkpoint(run: Run, folder: Path) -> None:
+    code, out, err = run("--model", folder)
+    package = Path("packages") / f"{folder.name}-fp32"
+    assert (code, out) == (0, f"{package}\n")
+    assert err.splitlines()[0] == "task: embedding (tokenizer.json appends <|endoftext|>, modules.json says embedding)"
+    assert {path.name for path in Path("packages").iterdir()} == {package.name}
+    manifest = Manifest.read(package)
+    manifest.check(package)
+    assert (manifest.name, manifest.task, manifest.precision) == (folder.name, "embedding", "fp32")
+    assert Qwen3VLEmbedder(package).process([{"text": "a"}]).shape == (1, 64)
+
+
+def test_an_existing_package_is_replaced_only_by_force(run: Run, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "duck.png").touch()
+    assert run("--model", folder, "--output", "out")[:2] == (0, "out\n")
+    first = Manifest.read(Path("out"))
+    again = "error: out exists already; pass --force to replace it or choose another --output.\n"
+    assert run("--model", folder, "--output", "out") == (2, "", again)
+    assert Manifest.read(Path("out")) == first
+    assert run("--model", folder, "--output", "out", "--task", "reranker", "--force")[:2] == (0, "out\n")
+    assert Manifest.read(Path("out")).task == "reranker"
+    other = "error: photos exists and is not a package; choose another --output.\n"
+    assert run("--model", folder, "--output", "photos", "--force") == (2, "", other)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+    assert (tmp_path / "photos" / "duck.png").exists()
+
+
+def test_task_decides_where_the_files_disagree(run: Run, folder: Path, checkpoint: Folders, tmp_path: Path) -> None:
+    mixed = Path(shutil.copytree(folder, tmp_path / "mixed"))
+    shutil.copyfile(checkpoint(TINY_2B, "reranker") / "tokenizer.json", mixed / "tokenizer.json")
+    code, out, err = run("--model", mixed)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.endswith("say which with --task.\n")
+    assert run("--model", mixed, "--task", "reranker", "--output", "out")[:2] == (0, "out\n")
+    scores = Qwen3VLReranker("out").process({"query": {"text": "a"}, "documents": [{"text": "b"}]})
+    assert 0 < scores[0] < 1
+
+
+def test_bad_checkpoints_are_one_line_and_leave_nothing(run: Run, folder: Path, tmp_path: Path) -> None:
+    bare, cut = tmp_path / "bare", Path(shutil.copytree(folder, tmp_path / "cut"))
+    bare.mkdir()
+    weights = cut / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 100)
+    cases = {
+        "nowhere": "'nowhere' is neither a folder nor a known model: give a checkpoint folder, one of Qwen3-VL-",
+        str(tmp_path / "gone"): f"There is no folder {tmp_path / 'gone'}: give an existing checkpoint folder",
+        str(bare): f"{bare} has no config.json; pass the folder of a whole checkpoint.",
+        str(cut): f"{weights} ",
+        str(weights): f"{weights} is a file: give the folder that holds config.json and the weights.",
+    }
+    for model, message in cases.items():
+        code, out, err = run("--model", model, "--output", "out")
+        *words, error = err.splitlines()
+        assert (code, out) == (2, "")
+        assert error.startswith(f"error: {message}")
+        assert all(word.startswith("task: ") for word in words)
+        assert not list(tmp_path.glob("*out*"))
+        assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("wanted", ["--int8", "--int4", "--target cuda"])
+def test_what_is_not_there_yet_is_said(wanted: str, run: Run, folder: Path, tmp_path: Path) -> None:
+    sentence = f"error: {wanted} is not available yet; this version exports --fp32 for --target cpu.\n"
+    assert run("--model", folder, *wanted.split()) == (2, "", sentence)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_packages() -> None:
+    assert package_name("Qwen/Qwen3-VL-Reranker-8B") == "Qwen3-VL-Reranker-8B"
+    assert package_name("qwen3-vl-embedding-2b") == "Qwen3-VL-Embedding-2B"
+    assert package_name("someone/fine-tuned") == "fine-tuned"
+    assert package_name(".") == Path.cwd().name
+
+
+def test_verify_passes_and_is_stored(run: Run, folder: Path) -> None:
+    pytest.importorskip("torch")
+    code, out, err = run("--model", folder, "--output", "out", "--verify")
+    assert (code, out) == (0, "out\n")
+    rows = json.loads(Path("out", "verify.json").read_text(encoding="utf-8"))
+    assert err.endswith(f"{len(rows)} comparisons, 0 failed\n")
+    assert {"token ids", "positions", "visual tokens", "DeepStack", "embedding"} <= {row["stage"] for row in rows}
+    assert all(row["passed"] and row["difference"] <= row["bound"] for row in rows)
+    Manifest.read(Path("out")).check(Path("out"))  # still whole
+
+
+def test_verify_fails_a_package_of_other_weights(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    from export.cli import _verified
+
+    package = tmp_path / "out"
+    write_checkpoint(tmp_path / "other", TINY_2B, seed=1)
+    export_package(tmp_path / "other", package, ExportOptions("other", task="embedding"))
+    assert not _verified(folder, package)
+    verdict = f"{package} does not reproduce the reference; do not use it and report the table.\n"
+    assert capsys.readouterr().err.endswith(verdict)
+    rows = json.loads((package / "verify.json").read_text(encoding="utf-8"))
+    # What comes before the weights agrees in every case; nothing that depends on them does.
+    failed, passed = ({row["stage"] for row in rows if row["passed"] is each} for each in (False, True))
+    assert failed == {"visual tokens", "DeepStack", "embedding"}
+    assert passed.isdisjoint(failed)
+
+
+def test_the_console_exports(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-m", "export", "--model", str(folder), "--output", str(output)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{output}\n")
+    assert Manifest.read(output).task == "embedding"
+    failed = subprocess.run([sys.executable, "-m", "export"], capture_output=True, text=True, cwd=ROOT)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert "the following arguments are required: --model" in failed.stderr
