@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from bench.llama import Llama, LlamaConfig
-from quant.fold import Fold, shared_by_groups
+from quant.fold import Fold, shared_scales
 from quant.statistics import InputStatistics
 
 Statistics = Mapping[str, InputStatistics]
@@ -27,15 +27,16 @@ class Place:
 
     def rows(self, scales: np.ndarray) -> np.ndarray:
         """Scales [K] reduced to one for each producer row."""
-        if self.groups == 1:
-            return scales
-        heads = scales.reshape(-1, self.groups * self.head_dim)  # query heads of one key head side by side
-        return np.concatenate([shared_by_groups(each, self.groups) for each in heads])
+        return shared_scales(scales, self._producer_of(len(scales)))
 
     def share(self, scales: np.ndarray) -> np.ndarray:
         """Scales [K], equal wherever one producer row feeds several inputs."""
-        heads = self.rows(scales).reshape(-1, 1, self.head_dim)
-        return np.repeat(heads, self.groups, axis=1).reshape(-1)
+        return self.rows(scales)[self._producer_of(len(scales))]
+
+    def _producer_of(self, width: int) -> np.ndarray:
+        """Query heads of one key head stand side by side: inputs [key head, group, channel]."""
+        rows = np.arange(width // self.groups).reshape(-1, 1, self.head_dim)
+        return np.repeat(rows, self.groups, axis=1).reshape(-1)
 
 
 def places(config: LlamaConfig) -> Iterator[Place]:

@@ -99,6 +99,8 @@ def linears(parts: Parts, x: Value, layers: Sequence[Linear]) -> list[Value]:
         if same != list(layers[start : start + len(same)]):
             same = [layers[start]]
         outputs += schemes[start].linear(parts.graph, x, same)
+    for layer, output in zip(layers, outputs, strict=True):
+        output.name = f"{layer.weight.name}:output"  # the same in every precision, so that packages can be compared
     return outputs
 
 

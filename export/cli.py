@@ -7,9 +7,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from export.package import ExportOptions, Reporter, export_package, require_free_output
+from export.calibration import BUILTIN, NONE
+from export.folder import require_free_output
+from export.package import FLOAT, ExportOptions, Reporter, export_package
 from export.source import PUBLISHED, find_checkpoint
-from runtime.errors import Qwen3VLError
+from quant.selection import INT4_BLOCKS
+from runtime.errors import InputError, Qwen3VLError
 from runtime.version import VERSION
 
 PACKAGES = Path("packages")
@@ -34,8 +37,24 @@ def parser() -> argparse.ArgumentParser:
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--fp32", dest="precision", action="store_const", const="fp32", help="float32 (default)")
-    precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="not yet")
-    precision.add_argument("--int4", dest="precision", action="store_const", const="int4", help="not yet")
+    precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="int8: fast")
+    precision.add_argument("--int4", dest="precision", action="store_const", const="int4", help="int4: small")
+    parser.add_argument(
+        "--portable", action="store_true", help="with --int8: the form for ARM and for x86 processors without VNNI"
+    )
+    parser.add_argument(
+        "--block", type=int, choices=INT4_BLOCKS, help="with --int4: weights that share a scale (default 32)"
+    )
+    parser.add_argument(
+        "--calibrate",
+        default=BUILTIN,
+        metavar="DIR",
+        help="samples for --int8 and --int4: a folder of .txt, .md, .png, .jpg, .webp and .jsonl files,\n"
+        f"{BUILTIN} (default: texts in twelve languages and drawn pictures) or {NONE}",
+    )
+    parser.add_argument(
+        "--min-cosine", type=float, metavar="C", help="refuse a package whose mean cosine to float32 is below C"
+    )
     parser.add_argument("--target", choices=("cpu", "cuda"), default="cpu", help="cpu (default); cuda: not yet")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help=f"package folder (default: {PACKAGES}/<name>-<precision>)"
@@ -67,11 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    precision = options.precision or "fp32"
-    if precision != "fp32" or options.target != "cpu":
-        wanted = f"--{precision}" if precision != "fp32" else f"--target {options.target}"
-        print(f"error: {wanted} is not available yet; this version exports --fp32 for --target cpu.", file=sys.stderr)
-        return 2
+    precision = _precision(options)
+    if options.target != "cpu":
+        raise InputError(f"--target {options.target} is not available yet; this version exports for --target cpu.")
     if options.verify:
         # Imported here: only a verification needs torch. A missing extra is better known before the export than after.
         from export.reference import prepare_reference_imports
@@ -81,19 +98,43 @@ def _run(options: argparse.Namespace) -> int:
     output: Path = options.output or PACKAGES / f"{name}-{precision}"
     require_free_output(output, options.force)
     folder = find_checkpoint(options.model, revision=options.revision)
-    with tqdm(unit="B", unit_scale=True, desc="weights", disable=None) as progress:
-        reporter = Reporter(
-            say=lambda text: progress.write(text, file=sys.stderr), start=progress.reset, advance=progress.update
-        )
-        export_package(
-            folder,
-            output,
-            ExportOptions(name, precision, options.target, options.task, options.revision, options.force),
-            reporter,
-        )
+    choices = ExportOptions(
+        name,
+        precision,
+        options.target,
+        options.task,
+        options.revision,
+        options.force,
+        options.calibrate,
+        options.block or INT4_BLOCKS[0],
+        options.min_cosine,
+    )
+    with tqdm(unit_scale=True, disable=None) as progress:
+
+        def start(total: int, name: str, unit: str) -> None:
+            progress.desc, progress.unit = f"{name}: ", unit
+            progress.reset(total)
+
+        reporter = Reporter(lambda text: progress.write(text, file=sys.stderr), start, progress.update)
+        export_package(folder, output, choices, reporter)
     passed = _verified(folder, output) if options.verify else True
     print(output)
     return 0 if passed else 1
+
+
+def _precision(options: argparse.Namespace) -> str:
+    """The name of the precision; InputError for options that do not go together."""
+    precision: str = options.precision or FLOAT
+    if options.portable and precision != "int8":
+        raise InputError("--portable is a form of --int8; add --int8 or leave it out.")
+    if options.block and precision != "int4":
+        raise InputError("--block belongs to --int4; add --int4 or leave it out.")
+    if options.verify and precision != FLOAT:
+        raise InputError(
+            f"--verify compares float32 packages with torch; leave it out of --{precision}, "
+            "whose loss is measured on the calibration samples."
+        )
+    return f"{precision}-portable" if options.portable else precision
 
 
 def package_name(model: str) -> str:

@@ -46,6 +46,13 @@ def build_decoder(parts: Parts, config: TextConfig, num_deepstack: int, head: He
     return graph
 
 
+def single_row_matrices(config: TextConfig) -> frozenset[str]:
+    """The products of the last layer that see one row a prompt: all but those of its keys and values."""
+    prefix = f"{PREFIX}.layers.{config.num_hidden_layers - 1}"
+    attention = [f"{prefix}.self_attn.{name}_proj.weight" for name in ("q", "o")]
+    return frozenset(attention + [f"{prefix}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")])
+
+
 class Lengths:
     """The graph inputs that say how long each row and its past are.
 

@@ -40,6 +40,11 @@ class Sample:
     token_weight: np.ndarray
 
 
+def num_steps(config: ModelConfig) -> int:
+    """How many steps a run reports: each layer, the patches and the merger."""
+    return config.vision.depth + 2 + config.text.num_hidden_layers
+
+
 @dataclass(frozen=True, eq=False)
 class Layerwise:
     """A checkpoint to run in `scratch`, a folder for one layer's float32 weights; `advance(1)` is called a step."""
@@ -48,11 +53,6 @@ class Layerwise:
     config: ModelConfig
     scratch: Path
     advance: Callable[[int], object]
-
-    @property
-    def steps(self) -> int:
-        """How often `advance` will be called."""
-        return self.config.vision.depth + 2 + self.config.text.num_hidden_layers
 
     def run(self, samples: Sequence[Sample], statistics: Accumulator) -> np.ndarray:
         """Every sample through the whole model → final-norm state of its last token, float32 [N, D]."""

@@ -44,6 +44,7 @@ LONG = (
     "        total += new - old\n        result.append(total / width)\n    return result\n\n# 404 Not Found\n"
     'https://example.org/search?q=red+shoes&page=2\n{"id": 17, "tags": ["new", "sale"], "price": 59.90}',
 )
+QUERY = "Which of these belongs to the order of last week?"
 SHORT = ("red shoes", "invoice 2024", "猫", "how to boil eggs", "SELECT name FROM users WHERE id = 7;")
 
 

@@ -27,7 +27,7 @@ class PerToken:
     def quantize(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 [n, K] → codes int8 [n, K], scales float32 [n]; a row of zeros has scale 1."""
         scales = np.abs(rows).max(axis=1) / np.float32(LARGEST)
-        scales[scales == 0] = 1
+        scales[scales < np.finfo(np.float32).tiny] = 1  # a subnormal scale is too coarse: codes would overflow
         return np.rint(rows / scales[:, None]).astype(np.int8), scales
 
     def dequantize(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ class PerToken:
             y = graph.op(
                 "MatMulIntegerToFloat", codes, *self._weights(graph, layer.weight, step, zero), domain="com.microsoft"
             )
-            if not layer.scale_free:
+            if layer.bias is not None or not layer.scale_free:  # a bias belongs to the whole product
                 y = graph.op("Mul", y, largest)
             if layer.bias is not None:
                 bias = graph.weight(layer.bias.name, "float32", layer.bias.shape[:1], layer.bias.blocks)

@@ -38,6 +38,6 @@ class Accumulator:
     def statistics(self) -> dict[str, InputStatistics]:
         """By matrix name."""
         return {
-            name: InputStatistics((squares / self._weight[name]).astype(np.float32), self._largest[name])
+            name: InputStatistics((squares / self._weight[name]).astype(np.float32), self._largest[name].copy())
             for name, squares in self._squares.items()
         }

@@ -22,7 +22,7 @@ class Int8Rows:
     def quantize(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 [n, K] → codes uint8 [n, K], scales float32 [n, 1]; a row of zeros has scale 1."""
         scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(LARGEST)
-        scales[scales == 0] = 1
+        scales[scales < np.finfo(np.float32).tiny] = 1  # a subnormal scale is too coarse: codes would overflow
         return (np.rint(rows / scales) + ZERO_POINT).astype(np.uint8), scales
 
     def dequantize(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -106,6 +106,27 @@ class Source:
 
 
 @dataclass(frozen=True)
+class CalibrationRecord:
+    """What a quantised package was calibrated on: `builtin` or the name of a folder, and how much of it."""
+
+    source: str
+    samples: int
+    tokens: int
+    visual_tokens: int
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What quantisation cost on the calibration samples, against float32 (quant/agreement.py says what each is)."""
+
+    cosine_mean: float
+    cosine_minimum: float
+    overlap: float
+    kendall: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything the runtime knows about a package; `matrices` maps each stored matrix to its scheme."""
 
@@ -122,6 +143,8 @@ class Manifest:
     matrices: dict[str, str]
     source: Source
     files: tuple[PackageFile, ...]
+    calibration: CalibrationRecord | None = None
+    loss: Loss | None = None
     fingerprint: str = ""
 
     def sealed(self) -> Self:

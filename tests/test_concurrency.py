@@ -57,7 +57,8 @@ def test_threads_share_a_reranker(package: Packages) -> None:
 
 def test_an_error_stays_in_its_own_call(package: Packages) -> None:
     embedder = Qwen3VLEmbedder(package(TINY_2B, "embedding"))
-    good, bad = [{"text": "a"}, content(1)], [{"text": "a"}, {"image": b"no picture"}]
+    good: list[dict[str, Any]] = [{"text": "a"}, content(1)]
+    bad: list[dict[str, Any]] = [{"text": "a"}, {"image": b"no picture"}]
     expected = embedder.process(good)
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [(items, pool.submit(embedder.process, items)) for items in [good, bad] * CALLS]

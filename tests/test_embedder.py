@@ -63,16 +63,17 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_are_unit_vectors_of_float32(embedder: Qwen3VLEmbedder) -> None:
     rows = embedder.process(ITEMS)
-    assert (rows.dtype, rows.shape) == (np.float32, (len(ITEMS), 64))
+    assert rows.dtype == np.float32
+    assert rows.shape == (len(ITEMS), 64)
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() <= CLOSE
     pairs = np.triu(rows @ rows.T, 1)
     assert pairs.max() < 0.99  # every input has a vector of its own
 
 
 def test_nothing_to_embed_gives_no_rows(embedder: Qwen3VLEmbedder) -> None:
-    for inputs in ([], ()):
-        rows = embedder.process(inputs, dimensions=16)
-        assert (rows.dtype, rows.shape) == (np.float32, (0, 16))
+    for rows in (embedder.process([], dimensions=16), embedder.process((), dimensions=16)):
+        assert rows.dtype == np.float32
+        assert rows.shape == (0, 16)
 
 
 def test_without_normalising_the_length_stays(embedder: Qwen3VLEmbedder) -> None:

@@ -13,6 +13,7 @@ from random_checkpoint import TINY_2B, Shape
 
 from runtime import Qwen3VLReranker
 from runtime.image import Visual
+from runtime.inputs import parse_content
 from runtime.model import VisualFeatures
 
 Packages = Callable[[Shape, Task], Path]
@@ -104,6 +105,19 @@ def test_the_querys_picture_is_encoded_once(
     monkeypatch.setattr(model, "visual_features", counted)
     assert reranker.process({"query": query, "documents": DOCUMENTS}) == separate
     assert seen == 1 + sum("image" in each or "video" in each for each in DOCUMENTS)
+
+
+def test_pictures_of_both_sides_stand_in_their_own_places(folder: Path) -> None:
+    reranker = Qwen3VLReranker(folder, batch_size=2)
+    query, documents = {"image": picture(5)}, [{"image": picture(6)}, {"image": [picture(7), picture(8)]}]
+    encoder, model = reranker.package.encoder, reranker.package.model
+    expected = []
+    for document in documents:
+        asked, offered = (encoder.load(parse_content(side, "here"), None, None, "here") for side in (query, document))
+        sequence = encoder.rerank_sequence(asked, offered, None, "here")
+        logit = model.pooled([sequence], model.visual_features([*asked.visuals, *offered.visuals]))[0]
+        expected.append(1 / (1 + np.exp(-logit)))
+    assert reranker.process({"query": query, "documents": documents}) == pytest.approx(expected, abs=CLOSE)
 
 
 def test_text_alone_leaves_the_vision_encoder_closed(folder: Path) -> None:

@@ -1,0 +1,66 @@
+"""What a checkpoint folder says about the package to be made: sizes, tokenizer, task, head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.config import ModelConfig, read_config
+from export.heads import EmbeddingHead, Head, YesNoHead
+from export.tokenizer import TokenizerFacts, decide_task, read_tokenizer
+from runtime.manifest import Defaults, Task
+
+# What the two reference classes default to: tokens, pixels (32 × 32 a visual token), frames a second, frames.
+TOKEN_PIXELS = 32 * 32
+DEFAULTS: dict[Task, Defaults] = {
+    "embedding": Defaults(
+        max_length=8192,
+        min_pixels=4 * TOKEN_PIXELS,
+        max_pixels=1800 * TOKEN_PIXELS,
+        total_pixels=7680 * TOKEN_PIXELS,
+        fps=1.0,
+        max_frames=64,
+        default_instruction="Represent the user's input.",
+    ),
+    "reranker": Defaults(
+        max_length=10240,
+        min_pixels=4 * TOKEN_PIXELS,
+        max_pixels=1800 * TOKEN_PIXELS,
+        total_pixels=7680 * TOKEN_PIXELS,
+        fps=1.0,
+        max_frames=64,
+        default_instruction="Given a search query, retrieve relevant candidates that answer the query.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """One checkpoint, read and decided; no tensor was touched."""
+
+    folder: Path
+    config: ModelConfig
+    tokenizer: TokenizerFacts
+    task: Task
+
+    @property
+    def defaults(self) -> Defaults:
+        """The reference's defaults for this task."""
+        return DEFAULTS[self.task]
+
+    @property
+    def head(self) -> Head:
+        """What becomes of the pooled state."""
+        if self.task == "embedding":
+            return EmbeddingHead(self.config.text.hidden_size)
+        return YesNoHead(self.config.text, self.tokenizer.yes, self.tokenizer.no, self.config.tie_word_embeddings)
+
+
+def read_blueprint(folder: Path, task: Task | None, say: Callable[[str], object]) -> Blueprint:
+    """Read config.json and tokenizer.json; for `task` None they decide, and `say` tells why. Raises CheckpointError."""
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder, config)
+    if task is None:
+        decision = decide_task(folder, tokenizer)
+        say(f"task: {decision.task} ({decision.reason})")
+        task = decision.task
+    return Blueprint(folder, config, tokenizer, task)

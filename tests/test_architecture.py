@@ -1,0 +1,183 @@
+"""Who may import what, what is public, and where printing is allowed: read from the sources and seen in fresh processes."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import runtime
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGES = ("runtime", "quant", "export")
+# Distributions each package may use beside the standard library; `export/reference*.py` adds the torch reference.
+ALLOWED = {
+    "runtime": {"runtime", "numpy", "PIL", "tokenizers", "onnxruntime", "tqdm", "av"},
+    "quant": {"quant", "runtime", "numpy", "ml_dtypes"},
+    "export": {
+        *("export", "quant", "runtime", "numpy", "PIL", "onnxruntime", "tqdm"),
+        *("filelock", "huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),
+    },
+}
+REFERENCE = {"torch", "torchvision", "transformers", "qwen_vl_utils", "decord"}
+# Only there, and there only inside functions: nobody else needs them installed.
+LAZY = {"av": "runtime/video.py", "huggingface_hub": "export/source.py"}
+ONLY = {"onnx_ir": "export/graph.py", "tokenizers": "runtime/tokens.py"}
+
+SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported distribution or package of ours; `inside` a function or at the top of the file."""
+
+    file: str
+    module: str
+    inside: bool
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Every import of a file, those by importlib.import_module("...") too."""
+    name = path.relative_to(REPOSITORY).as_posix()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            modules = [node.module or ""]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
+            modules = [node.args[0].value if isinstance(node.args[0], ast.Constant) else "torch"]
+        for module in modules:
+            yield Import(name, str(module).partition(".")[0], id(node) in inside)
+
+
+def foreign() -> list[Import]:
+    """All imports of all files but those of the standard library."""
+    return [each for path in SOURCES for each in imports(path) if each.module not in sys.stdlib_module_names]
+
+
+def is_reference(file: str) -> bool:
+    return file.startswith("export/reference")
+
+
+def test_the_sources_were_found() -> None:
+    found = {each.file for each in foreign()}
+    assert {"runtime/embedder.py", "quant/schemes.py", "export/graph.py", "export/reference.py"} <= found
+    assert {each.module for each in foreign() if is_reference(each.file)} & REFERENCE == REFERENCE - {
+        "torchvision",
+        "decord",
+    }
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package: str) -> None:
+    wrong = [
+        each
+        for each in foreign()
+        if each.file.startswith(f"{package}/")
+        and each.module not in ALLOWED[package]
+        and not (is_reference(each.file) and each.module in REFERENCE)
+    ]
+    assert wrong == []
+
+
+def test_torch_is_imported_inside_functions_of_the_reference_only() -> None:
+    assert [
+        each for each in foreign() if each.module in REFERENCE and not (is_reference(each.file) and each.inside)
+    ] == []
+
+
+@pytest.mark.parametrize(("module", "file"), (LAZY | ONLY).items())
+def test_some_libraries_have_one_importer(module: str, file: str) -> None:
+    found = [each for each in foreign() if each.module == module]
+    assert {each.file for each in found} == {file}
+    if module in LAZY:
+        assert all(each.inside for each in found)
+
+
+def test_print_is_for_command_lines() -> None:
+    printing = {
+        path.relative_to(REPOSITORY).as_posix()
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert {"export/cli.py", "runtime/cli.py"} <= printing
+    assert {Path(file).name for file in printing} <= {"cli.py", "__main__.py"}
+
+
+def loaded(*modules: str) -> set[str]:
+    """Top-level modules that are in a fresh interpreter after importing `modules`."""
+    code = f"import json, sys, {', '.join(modules)}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+
+
+def modules_of(package: str) -> list[str]:
+    names = (path.relative_to(REPOSITORY).with_suffix("") for path in SOURCES)
+    return [".".join(name.parts) for name in names if name.parts[0] == package and name.stem != "__init__"]
+
+
+def test_the_runtime_loads_nothing_heavy() -> None:
+    found = loaded("runtime")
+    assert {"runtime", "numpy", "onnxruntime"} <= found
+    assert not found & {*REFERENCE, "onnx", "onnx_ir", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
+
+
+def test_no_module_of_the_runtime_does() -> None:
+    found = loaded(*modules_of("runtime"))
+    assert not found & {*REFERENCE, "onnx", "onnx_ir", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
+
+
+def test_exporting_and_quantising_load_no_torch() -> None:
+    found = loaded(*modules_of("export"), *modules_of("quant"))
+    assert {"export", "quant", "onnx_ir"} <= found
+    assert not found & {*REFERENCE, "av", "huggingface_hub"}
+
+
+def test_quantising_knows_no_exporter() -> None:
+    assert not loaded(*modules_of("quant")) & {*REFERENCE, "export", "onnx", "onnx_ir", "av", "huggingface_hub"}
+
+
+def test_what_is_public() -> None:
+    assert runtime.__all__ == sorted(runtime.__all__)
+    assert set(runtime.__all__) == {
+        "CheckpointError",
+        "FetchLimits",
+        "InputError",
+        "MediaError",
+        "MissingExtraError",
+        "PackageError",
+        "Qwen3VLEmbedder",
+        "Qwen3VLError",
+        "Qwen3VLReranker",
+        "Skipped",
+        "__version__",
+    }
+    assert all(hasattr(runtime, name) for name in runtime.__all__)
+
+
+def test_nothing_public_is_unlisted() -> None:
+    code = ast.parse((REPOSITORY / "runtime" / "__init__.py").read_text(encoding="utf-8"))
+    imported = {
+        alias.asname or alias.name for node in code.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imported == set(runtime.__all__)
+
+
+@pytest.mark.parametrize("name", ["runtime", "quant", "export"])
+def test_every_module_can_be_imported_alone(name: str) -> None:
+    for module in modules_of(name):
+        assert importlib.import_module(module).__doc__, f"{module} does not say what it is for"

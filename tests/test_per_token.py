@@ -1,0 +1,144 @@
+"""W8A8 with one scale a token: the stored codes, and onnxruntime's product against numpy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scheme_graphs import (
+    MemoryMatrix,
+    distance,
+    layer,
+    operators,
+    run_linear,
+    run_rows,
+    skip_if_products_saturate,
+    write_linear,
+)
+
+from quant.per_token import SMALLEST_TOKEN, PerToken
+
+SCHEME = PerToken()
+# Both sides sum the same integers; only the float32 factors after the sum are rounded (measured: 8e-8).
+TOLERANCE = 1e-6
+
+
+def largest_of(x: np.ndarray) -> np.ndarray:
+    """What a token is divided by, float32 [..., 1]."""
+    largest: np.ndarray = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(SMALLEST_TOKEN))
+    return largest
+
+
+def simulated(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The product as the graph should calculate it, float64 [..., N]."""
+    step = np.float32(1 / 127)
+    activations = np.clip(np.rint(x / largest_of(x) / step) + 128, 0, 255).astype(np.uint8)  # as QuantizeLinear does
+    codes, scales = SCHEME.quantize(weight)
+    sums = (activations.astype(np.int64) - 128) @ codes.T.astype(np.int64)
+    product: np.ndarray = sums * np.float64(step) * scales * largest_of(x)
+    return product
+
+
+def test_name() -> None:
+    assert SCHEME.name == "int8-per-token"
+
+
+def test_codes_by_hand() -> None:
+    codes, scales = SCHEME.quantize(np.array([[127, -127, 0.4, 0.6], [0, 0, 0, 0], [0, 0, -2, 1]], np.float32))
+    assert codes.dtype == np.int8 and scales.dtype == np.float32
+    assert codes.tolist() == [[127, -127, 0, 1], [0, 0, 0, 0], [0, 0, -127, 64]]
+    assert scales.tolist() == [1, 1, np.float32(2) / np.float32(127)]
+
+
+@pytest.mark.parametrize("size", [1e-44, 2.5e-43, 1e-38, 1e-4, 1, 1e30])
+def test_round_trip_is_within_half_a_step(size: float) -> None:
+    rows = np.random.default_rng(0).standard_normal((33, 257)) * size
+    rows = rows.astype(np.float32)
+    rows[5] = 0
+    codes, scales = SCHEME.quantize(rows)
+    assert np.abs(codes.astype(int)).max() <= 127
+    error = np.abs(SCHEME.dequantize(codes, scales).astype(np.float64) - rows)
+    assert (error <= 0.5001 * scales[:, None]).all()
+    assert not codes[5].any()
+    if size > 1e-38:
+        assert (np.abs(codes.astype(int)).max(axis=1) == np.where(np.arange(33) == 5, 0, 127)).all()
+
+
+@pytest.mark.parametrize(("size", "width"), [(1, 16), (7, 100), (33, 256), (17, 4304)])
+def test_kernel_equals_the_simulation(size: int, width: int) -> None:
+    skip_if_products_saturate()
+    random = np.random.default_rng(size)
+    weight = random.standard_normal((size, width), np.float32) * np.geomspace(1e-3, 10, size, dtype=np.float32)[:, None]
+    weight[size // 2 :: 11] = 0
+    weight[0, 0] = 3
+    bias = random.standard_normal(size).astype(np.float32)
+    x = random.standard_normal((2, 5, width), np.float32) * np.geomspace(1e-6, 1e4, 5, dtype=np.float32)[:, None]
+    x[1, 2] = 0
+    plain, biased, free = run_linear(
+        SCHEME,
+        [layer(weight, "a"), layer(weight, "b", bias=bias), layer(weight, "c", scale_free=True)],
+        [x],
+    )[0]
+    expected = simulated(x, weight)
+    for token in np.ndindex(2, 5):  # tokens differ by ten orders of magnitude: each on its own
+        if token == (1, 2):
+            continue
+        assert distance(plain[token], expected[token]) < TOLERANCE
+        assert distance(biased[token], expected[token] + bias) < TOLERANCE
+        assert distance(free[token] * largest_of(x)[token], expected[token]) < TOLERANCE
+    assert not plain[1, 2].any() and not free[1, 2].any()
+    assert (biased[1, 2] == bias).all()
+
+
+def test_kernel_is_near_the_float_product() -> None:
+    skip_if_products_saturate()
+    random = np.random.default_rng(0)
+    weight, x = random.standard_normal((64, 512), np.float32), random.standard_normal((1, 20, 512), np.float32)
+    x *= np.geomspace(1e-3, 1e3, 20, dtype=np.float32)[:, None]
+    found = run_linear(SCHEME, [layer(weight)], [x])[0][0]
+    errors = [distance(found[0, token], x[0, token] @ weight.T) for token in range(20)]
+    # Steps of about 3.2 σ / 127 on both sides: √2 · 3.2 / 127 / √12 = 1.0 %.
+    assert max(errors) < 0.02
+
+
+def test_a_bias_keeps_the_token_scale() -> None:
+    """x Wᵀ + b cannot lose the factor of x Wᵀ alone."""
+    random = np.random.default_rng(0)
+    weight, bias = random.standard_normal((4, 32), np.float32), random.standard_normal(4).astype(np.float32)
+    x = 50 * random.standard_normal((1, 3, 32), np.float32)
+    kept, free = run_linear(
+        SCHEME, [layer(weight, "a", bias=bias), layer(weight, "b", bias=bias, scale_free=True)], [x]
+    )[0]
+    assert (kept == free).all()
+
+
+def test_layers_share_one_quantised_input(tmp_path: Path) -> None:
+    weight = np.ones((4, 32), np.float32)
+    layers = [layer(weight, "q", scale_free=True), layer(weight, "k"), layer(weight, "v", bias=weight[:, 0])]
+    found = operators(write_linear(tmp_path, SCHEME, layers))
+    assert found["QuantizeLinear"] == found["ReduceMax"] == found["Div"] == 1
+    assert found["MatMulIntegerToFloat"] == 3
+    assert found["Mul"] == 2  # none for the layer that a norm follows
+    assert found["Add"] == 1
+
+
+@pytest.mark.parametrize("width", [100, 1024])
+def test_a_row_does_not_depend_on_the_others(width: int) -> None:
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((33, width), np.float32)
+    x = random.standard_normal((3, 20, width), np.float32)
+    louder = x * 1000
+    louder[0, 0], louder[2] = x[0, 0], 0
+    whole, changed, alone, first, reversed_ = run_linear(
+        SCHEME, [layer(weight)], [x, louder, x[:1, :1], x[:1, :7], x[:, ::-1]]
+    )
+    expected = whole[0][0, 0]
+    for found in (changed[0][0, 0], alone[0][0, 0], first[0][0, 0], reversed_[0][0, -1]):
+        assert (found == expected).all()
+    assert not (changed[0][0, 1] == whole[0][0, 1]).all()
+
+
+def test_not_for_tables() -> None:
+    table = MemoryMatrix("table", np.ones((4, 32), np.float32))
+    with pytest.raises(NotImplementedError) as caught:
+        run_rows(SCHEME, table, np.zeros((1, 1), np.int64))
+    assert str(caught.value) == "table: int8-per-token is a scheme for products, not for tables."
