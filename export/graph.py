@@ -142,5 +142,9 @@ class Graph:
                     progress(content.nbytes)
                 if file.tell() != weight.offset + weight.nbytes:
                     raise AssertionError(f"{weight.name} wrote {file.tell() - weight.offset} of {weight.nbytes} bytes")
+        self.write_model(folder)
+
+    def write_model(self, folder: Path) -> None:
+        """Write the model file alone: all there is of a graph without declared weights."""
         model = ir.Model(self._graph, ir_version=IR_VERSION, producer_name="qwen3vl-edge", producer_version=VERSION)
         ir.save(model, folder / self.name)

@@ -21,9 +21,10 @@ from runtime.errors import PackageError
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 DECODER, VISION, TOKENIZER, VERIFY = "decoder.onnx", "vision.onnx", "tokenizer.json", "verify.json"
+PROBE = "probe.onnx"  # in packages with products that some processors get wrong
 HASH_CHUNK = 4 * 2**20
 # Graphs are small and decide what is computed: they are hashed at every load; weights only by `check`.
-HASHED_AT_LOAD = (DECODER, VISION)
+HASHED_AT_LOAD = (DECODER, VISION, PROBE)
 
 Task = Literal["embedding", "reranker"]
 

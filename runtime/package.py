@@ -12,8 +12,9 @@ import numpy as np
 from runtime.encode import EncodeOptions, Encoder
 from runtime.errors import InputError, PackageError, Qwen3VLError
 from runtime.image import PatchGrid
-from runtime.manifest import TOKENIZER, Manifest, Task
+from runtime.manifest import PROBE, TOKENIZER, Manifest, Task
 from runtime.model import Model
+from runtime.probe import products_are_exact
 from runtime.session import default_threads, require_providers
 from runtime.tokens import PromptTokenizer
 
@@ -75,6 +76,12 @@ def open_package(
     available = require_providers(providers, manifest.target, path)
     vision = manifest.vision
     patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+    if PROBE in {file.name for file in manifest.files} and not products_are_exact(path / PROBE, available):
+        warnings.warn(
+            f"this processor multiplies int8 inexactly (x86 without VNNI), so {path} gives wrong vectors here; "
+            f"make the portable package: python -m export --model {manifest.source.checkpoint} --int8 --portable",
+            stacklevel=3,
+        )
     encoder = Encoder(PromptTokenizer(path / TOKENIZER, manifest.tokens), patch, options)
     return Package(path, manifest, encoder, Model(path, manifest, available, threads or default_threads()))
 

@@ -1,4 +1,4 @@
-"""Who may import what, what is public, and where printing is allowed: read from the sources and seen in fresh processes."""
+"""Who may import what, what is public, where printing is allowed: read from the sources, seen in fresh processes."""
 
 import ast
 import importlib
@@ -34,19 +34,19 @@ SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package)
 
 @dataclass(frozen=True)
 class Import:
-    """One imported distribution or package of ours; `inside` a function or at the top of the file."""
+    """One imported distribution or package of ours; `deferred`: not when the file is, but in a function or never."""
 
     file: str
     module: str
-    inside: bool
+    deferred: bool
 
 
 def imports(path: Path) -> Iterator[Import]:
-    """Every import of a file, those by importlib.import_module("...") too."""
+    """Every import of a file, those by importlib.import_module too."""
     name = path.relative_to(REPOSITORY).as_posix()
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    inside = {id(node) for function in functions for node in ast.walk(function)}
+    holders = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) or is_for_type_checkers(node)]
+    deferred = {id(node) for holder in holders for node in ast.walk(holder)}
     for node in ast.walk(tree):
         modules: list[str] = []
         if isinstance(node, ast.Import):
@@ -54,10 +54,15 @@ def imports(path: Path) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}: relative import"
             modules = [node.module or ""]
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
-            modules = [node.args[0].value if isinstance(node.args[0], ast.Constant) else "torch"]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "import_module":
+            # A name that is computed is one of the reference's.
+            modules = [str(node.args[0].value) if isinstance(node.args[0], ast.Constant) else "torch"]
         for module in modules:
-            yield Import(name, str(module).partition(".")[0], id(node) in inside)
+            yield Import(name, module.partition(".")[0], id(node) in deferred)
+
+
+def is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def foreign() -> list[Import]:
@@ -92,7 +97,7 @@ def test_imports_go_one_way(package: str) -> None:
 
 def test_torch_is_imported_inside_functions_of_the_reference_only() -> None:
     assert [
-        each for each in foreign() if each.module in REFERENCE and not (is_reference(each.file) and each.inside)
+        each for each in foreign() if each.module in REFERENCE and not (is_reference(each.file) and each.deferred)
     ] == []
 
 
@@ -101,7 +106,7 @@ def test_some_libraries_have_one_importer(module: str, file: str) -> None:
     found = [each for each in foreign() if each.module == module]
     assert {each.file for each in found} == {file}
     if module in LAZY:
-        assert all(each.inside for each in found)
+        assert all(each.deferred for each in found)
 
 
 def test_print_is_for_command_lines() -> None:

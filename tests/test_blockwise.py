@@ -13,11 +13,11 @@ from quant.schemes import Linear
 
 QUANTISERS: dict[int, Callable[..., bool]] = {4: quantize_matmul_4bits, 8: quantize_matmul_8bits}
 KINDS = [(bits, symmetric) for bits in (4, 8) for symmetric in (True, False)]
-# Sums of float32 partial products, one a block, in an order of the kernel's own (measured: 1.1e-6 at K = 4304). A
+# Sums of float32 partial products, one a block, in an order of the kernel's own (measured: 1.5e-6 at K = 4304). A
 # single activation code rounded the other way would already be 1e-4.
 TOLERANCE = 1e-5
-# Activations in steps of about 2.5 σ / 127: 2.5 / 127 / √12 = 0.6 % (up to 1 % where a kernel takes whole rows).
-ACTIVATIONS = 0.015
+# Activations in steps of about 2.5 σ / 127: 2.5 / 127 / √12 = 0.6 % (measured: 1.2 % where a few small outputs meet).
+ACTIVATIONS = 0.02
 
 
 def weights(size: int, width: int, block: int) -> np.ndarray:
@@ -159,7 +159,7 @@ def test_search_is_never_worse(bits: int, symmetric: bool, skew: int) -> None:
     assert not scheme.dequantize(searched, 300)[1].any()
 
 
-@pytest.mark.parametrize(("symmetric", "bound"), [(True, 0.75), (False, 0.7)])
+@pytest.mark.parametrize(("symmetric", "bound"), [(True, 0.6), (False, 0.65)])
 def test_search_pays_where_few_inputs_matter(symmetric: bool, bound: float) -> None:
     random = np.random.default_rng(0)
     scheme, rows = Blockwise(4, 32, symmetric), random.standard_normal((128, 512), np.float32)

@@ -56,7 +56,7 @@ def test_bounded_has_geometric_mean_one() -> None:
     assert bounded(np.full(3, 7.0)).tolist() == [1, 1, 1]
     extreme = bounded(np.array([1e-30, 1, 1, 1e30]))
     assert extreme.dtype == np.float32
-    assert extreme.tolist() == [np.float32(SMALLEST), 1, 1, LARGEST]
+    assert extreme.tolist() == [np.float32(0.01), 1, 1, 100]
 
 
 def test_smoothing_by_hand() -> None:
@@ -157,7 +157,7 @@ def test_awq_takes_the_best_exponent() -> None:
     assert np.allclose(found, [2**0.5, 2**-0.5], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("skew", "bound"), [(0, 1), (1.5, 0.75)])
+@pytest.mark.parametrize(("skew", "bound"), [(0, 0.95), (1.5, 0.6)])
 def test_awq_is_never_worse_than_ones(random: np.random.Generator, skew: float, bound: float) -> None:
     """The error of a 4-bit product on the calibration's own inputs."""
     x = random.standard_normal((40, 128), np.float32)

@@ -27,8 +27,8 @@ LARGE = Shape(
     tied=True,
 )
 # Measured on Linux, Python 3.11: 112 MB after the imports, 322 MB at the peak. Between them stand tokenizer.json as
-# Python objects (86 MB), the float32 block being written, its 16-bit copy and the next block (64, 32 and 64 MB). The bound
-# leaves room for another allocator, not for a tensor: the token table would be 622 MB.
+# Python objects (86 MB), the float32 block being written, its 16-bit copy and the next block (64, 32 and 64 MB). The
+# bound leaves room for another allocator, not for a tensor: the token table would be 622 MB.
 MOST_BYTES = 420e6
 
 EXPORT = """

@@ -9,8 +9,10 @@ from exports import PLAIN, beside, refusal
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, TINY_8B, Shape
 
+from export.blueprint import DEFAULTS
 from export.checkpoint import Checkpoint
-from export.package import DEFAULTS, ExportOptions, Reporter, _put_in_place, export_package
+from export.folder import put_in_place
+from export.package import ExportOptions, Reporter, export_package
 from runtime.errors import CheckpointError
 from runtime.manifest import DECODER, FORMAT_VERSION, MANIFEST_NAME, TOKENIZER, VISION, Manifest
 from runtime.version import VERSION
@@ -64,19 +66,19 @@ def test_every_matrix_and_its_scheme_are_listed(package: Packages) -> None:
 @pytest.mark.parametrize("task", ["embedding", "reranker"])
 def test_the_task_can_be_given(tiny: Path, output: Path, task: Task) -> None:
     said: list[str] = []
-    reporter = Reporter(said.append, lambda total: None, lambda count: None)
+    reporter = Reporter(said.append, lambda *stage: None, lambda count: None)
     assert export_package(tiny, output, ExportOptions("tiny", task=task), reporter).task == task
     assert not any("task" in sentence for sentence in said)
 
 
 def test_progress_is_told_in_bytes(tiny: Path, output: Path) -> None:
     said: list[str] = []
-    totals: list[int] = []
+    stages: list[tuple[object, ...]] = []
     done: list[int] = []
-    export_package(tiny, output, PLAIN, Reporter(said.append, totals.append, done.append))
+    export_package(tiny, output, PLAIN, Reporter(said.append, lambda *stage: stages.append(stage), done.append))
     assert said[0].startswith("task: embedding (tokenizer.json appends <|endoftext|>")
     written = sum((output / f"{name}.data").stat().st_size for name in (DECODER, VISION))
-    assert totals == [written]
+    assert stages == [(written, "weights", "B")]
     assert 0.99 * written < sum(done) <= written  # less the gaps of alignment
 
 
@@ -92,7 +94,7 @@ def test_force_replaces_a_package_whole(tiny: Path, output: Path) -> None:
     (output / "verify.json").write_text("of the old one")
     while_writing: list[str] = []
     reporter = Reporter(
-        lambda text: None, lambda total: while_writing.append(Manifest.read(output).name), lambda n: None
+        lambda text: None, lambda *stage: while_writing.append(Manifest.read(output).name), lambda n: None
     )
     export_package(tiny, output, FORCE, reporter)
     assert while_writing == ["old"]
@@ -112,7 +114,7 @@ def test_what_is_no_package_is_never_replaced(tiny: Path, output: Path, options:
 
 
 def test_a_package_that_appears_meanwhile_is_kept(tiny: Path, output: Path, package: Packages) -> None:
-    def appear(total: int) -> None:
+    def appear(*stage: object) -> None:
         shutil.copytree(package(TINY_2B, "reranker"), output)
 
     with pytest.raises(CheckpointError, match="exists already"):
@@ -125,7 +127,7 @@ def test_an_old_package_comes_back_if_the_new_one_cannot_be_renamed(output: Path
     output.mkdir()
     (output / MANIFEST_NAME).touch()
     with pytest.raises(FileNotFoundError):
-        _put_in_place(output.with_name("absent"), output)
+        put_in_place(output.with_name("absent"), output)
     assert beside(output) == {"tiny"}
     assert (output / MANIFEST_NAME).exists()
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape, write_checkpoint
 
-from export.package import Reporter, export_package
+from export.package import ExportOptions, Reporter, export_package
 from runtime.errors import CheckpointError
 from runtime.manifest import DECODER
 
@@ -65,7 +65,7 @@ def test_an_export_that_breaks_off_leaves_nothing(tiny: Path, output: Path, erro
         raise error
 
     with pytest.raises(type(error)):
-        export_package(tiny, output, PLAIN, Reporter(lambda text: None, lambda total: None, fail))
+        export_package(tiny, output, PLAIN, Reporter(lambda text: None, lambda *stage: None, fail))
     assert beside(output) == set()
 
 
@@ -76,7 +76,7 @@ def test_a_disk_that_fills_up_is_a_sentence(tiny: Path, output: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"cannot be written .*No space left on device.*nothing was left behind\."
     ):
-        export_package(tiny, output, PLAIN, Reporter(lambda text: None, lambda total: None, fail))
+        export_package(tiny, output, PLAIN, Reporter(lambda text: None, lambda *stage: None, fail))
     assert beside(output) == set()
 
 
@@ -111,3 +111,10 @@ def test_a_cut_shard_is_noticed_before_anything_is_written(output: Path, tmp_pat
     last = max((tmp_path / "shards").glob("*.safetensors"))
     last.write_bytes(last.read_bytes()[:-1])
     assert f"{last} has" in refusal(tmp_path / "shards", output)
+
+
+@pytest.mark.parametrize(
+    "options", [ExportOptions("tiny", min_cosine=0.9), ExportOptions("tiny", "int8", calibrate="none", min_cosine=0.9)]
+)
+def test_a_bound_on_the_loss_needs_samples_to_measure_it(tiny: Path, output: Path, options: ExportOptions) -> None:
+    assert "--min-cosine needs a quantised precision and calibration samples" in refusal(tiny, output, options)
