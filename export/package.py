@@ -16,6 +16,7 @@ from export.graph import Graph
 from export.layerwise import num_steps
 from export.probe import build_probe
 from export.vision import build_vision
+from quant.losses import costliest
 from quant.per_token import PerToken
 from quant.selection import INT4_BLOCKS, Plan
 from runtime.errors import CheckpointError
@@ -74,6 +75,7 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
 
     Raises CheckpointError, and InputError for samples that cannot be used.
     """
+    output = output.absolute()  # "." has no name for a sibling
     require_free_output(output, options.force)
     blueprint = read_blueprint(folder, options.task, reporter.say)
     calibrated = options.precision != FLOAT and options.calibrate != NONE
@@ -155,8 +157,11 @@ def _measured_loss(
         f"{loss.cosine_minimum:.5f} lowest; order of pairs (Kendall) {loss.kendall:.4f}"
     )
     if options.min_cosine is not None and loss.cosine_mean < options.min_cosine:
+        del model  # its weights need not be in memory twice
         raise CheckpointError(
             f"{manifest.name} in {manifest.precision} reaches a mean cosine of {loss.cosine_mean:.5f} to float32, "
-            f"below --min-cosine {options.min_cosine}; choose another precision or samples nearer to your use."
+            f"below --min-cosine {options.min_cosine}, and these layers cost most: "
+            f"{costliest(calibration.layer_losses(folder, manifest))}; "
+            "choose another precision or samples nearer to your use."
         )
     return loss

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from checkpoint_shapes import SHAPE_2B, SHAPES, TINY_2B, Shape, config_json
 
-from export.config import FIXED_ROTARY, FIXED_TEXT, FIXED_VISION, ModelConfig, read_config
+from export.config import ModelConfig, read_config
 from runtime.errors import CheckpointError
 
 Content = dict[str, Any]
@@ -87,18 +87,22 @@ def test_sections_that_are_none(tmp_path: Path, content: Content, sections: list
     assert f"mrope_section is {sections}, expected three positive integers" in refusal(tmp_path, content)
 
 
-def wrong(expected: object) -> object:
-    """A value that is not the supported one, of a type that could stand there."""
-    if isinstance(expected, bool):
-        return not expected
-    return "linear" if isinstance(expected, str) else 0.5
-
-
+# Where a setting stands, the only supported value, another one.
 FIXED = {
-    **{f"text_config.{key}": value for key, value in FIXED_TEXT.items()},
-    **{f"vision_config.{key}": value for key, value in FIXED_VISION.items()},
-    **{f"text_config.rope_scaling.{key}": value for key, value in FIXED_ROTARY.items()},
-    "quantization_config": None,
+    "quantization_config": (None, {"bits": 4}),
+    "text_config.hidden_act": ("silu", "gelu"),
+    "text_config.attention_bias": (False, True),
+    "text_config.mlp_bias": (False, True),
+    "text_config.use_sliding_window": (False, True),
+    "text_config.sliding_window": (None, 4096),
+    "text_config.partial_rotary_factor": (1.0, 0.5),
+    "text_config.num_experts": (None, 128),
+    "text_config.quantization_config": (None, {"bits": 4}),
+    "text_config.rope_scaling.rope_type": ("default", "yarn"),
+    "text_config.rope_scaling.type": ("default", "linear"),
+    "text_config.rope_scaling.mrope_interleaved": (True, False),
+    "text_config.rope_scaling.partial_rotary_factor": (1.0, 0.5),
+    "vision_config.hidden_act": ("gelu_pytorch_tanh", "gelu"),
 }
 
 
@@ -110,18 +114,19 @@ def test_a_setting_that_changes_the_computation_is_refused(tmp_path: Path, conte
         section = section[name]
     section[key] = None
     written(tmp_path, content)  # as good as not there
-    section[key] = FIXED[path]
+    section[key], other = FIXED[path]
     written(tmp_path, content)
-    section[key] = wrong(FIXED[path])
+    section[key] = other
     where = "".join(f": {name}" for name in path.split("."))
-    message = f"{where} is {section[key]!r}, only {FIXED[path]!r} is supported"
+    message = f"{where} is {other!r}, only {FIXED[path][0]!r} is supported"
     assert message in refusal(tmp_path, content)
 
 
-@pytest.mark.parametrize("key", FIXED_ROTARY)
-def test_the_new_spelling_is_checked_too(tmp_path: Path, content: Content, key: str) -> None:
-    respelled(content)["text_config"]["rope_parameters"][key] = wrong(FIXED_ROTARY[key])
-    assert f"rope_parameters: {key} is {wrong(FIXED_ROTARY[key])!r}, only" in refusal(tmp_path, content)
+@pytest.mark.parametrize("path", [path for path in FIXED if "rope_scaling" in path])
+def test_the_new_spelling_is_checked_too(tmp_path: Path, content: Content, path: str) -> None:
+    key, other = path.rpartition(".")[2], FIXED[path][1]
+    respelled(content)["text_config"]["rope_parameters"][key] = other
+    assert f"rope_parameters: {key} is {other!r}, only" in refusal(tmp_path, content)
 
 
 INCONSISTENT: dict[str, tuple[str, str, object]] = {

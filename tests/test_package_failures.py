@@ -17,7 +17,10 @@ from export.package import ExportOptions, Reporter, export_package
 from runtime.errors import CheckpointError
 from runtime.manifest import DECODER
 
+Packages = Callable[[Shape, Task], Path]
 Checkpoints = Callable[[Shape, Task], Path]
+
+FORCE = ExportOptions("tiny", force=True)
 
 
 @pytest.fixture
@@ -32,12 +35,17 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "packages" / "tiny"
 
 
-def test_leftovers_of_a_killed_export_are_removed(tiny: Path, output: Path) -> None:
+@pytest.mark.parametrize("options", [PLAIN, FORCE], ids=["first", "replacing"])
+def test_leftovers_of_a_killed_export_are_removed(
+    tiny: Path, package: Packages, output: Path, options: ExportOptions
+) -> None:
+    if options.force:
+        shutil.copytree(package(TINY_2B, "embedding"), output)
     for name in (".tiny.partial", ".tiny.old"):
         output.with_name(name).mkdir()
         (output.with_name(name) / DECODER).write_bytes(b"half")
     output.with_name(".tiny.lock").touch()  # held by nobody
-    export_package(tiny, output, PLAIN)
+    export_package(tiny, output, options)
     assert beside(output) == {"tiny"}
 
 

@@ -61,10 +61,9 @@ def test_no_documents_no_scores(reranker: Qwen3VLReranker) -> None:
 
 
 @pytest.mark.parametrize("query", [QUERY, {"image": picture(7)}], ids=["text", "picture"])
-@pytest.mark.parametrize("batch_size", [2, 100])
-def test_batches_do_not_change_scores(batch_size: int, query: Any, reranker: Qwen3VLReranker, folder: Path) -> None:
+def test_batches_do_not_change_scores(query: Any, reranker: Qwen3VLReranker, folder: Path) -> None:
     request = {"query": query, "documents": DOCUMENTS}
-    scores = Qwen3VLReranker(folder, batch_size=batch_size).process(request)
+    scores = Qwen3VLReranker(folder, batch_size=4).process(request)
     assert scores == pytest.approx(reranker.process(request), abs=CLOSE)
 
 

@@ -75,10 +75,11 @@ def test_a_text_that_looks_like_a_picture_warns_once(package: Packages) -> None:
 def test_without_pyav_only_videos_are_lost(
     tmp_path: Path, embedder: Qwen3VLEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clip = write_video(tmp_path / "clip.mp4", (64, 64), 4)
     monkeypatch.setitem(sys.modules, "av", None)  # what Python itself does for a blocked import
     items = [
         A,
-        {"video": write_video(tmp_path / "clip.mp4", (64, 64), 4)},
+        {"video": clip},
         {"video": [PICTURE, PICTURE]},
         {"image": PICTURE},
     ]
