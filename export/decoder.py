@@ -39,7 +39,9 @@ def build_decoder(parts: Parts, config: TextConfig, num_deepstack: int, head: He
         if index < num_deepstack:
             features = graph.op("Gather", deepstack, graph.constant(np.array(index, np.int64)), axis=0)  # [V,D]
             hidden = graph.op("ScatterND", hidden, visual_index, features, reduction="add")
+        hidden.name = f"layers.{index}:hidden"  # for comparing packages layer by layer
     pooled = DecoderLayer(parts, config, last).last_token(hidden, rotary, last_token)  # [B,1,D]
+    pooled.name = f"layers.{last}:hidden"
     pooled = rms_norm(parts, pooled, f"{PREFIX}.norm.weight", hidden_size, config.rms_norm_eps)
     pooled = reshape(graph, pooled, (-1, hidden_size))  # [B,D]
     head.emit(parts, pooled)

@@ -5,7 +5,7 @@ What goes into every matrix is measured on the way (calibration), and the pooled
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +47,17 @@ def num_steps(config: ModelConfig) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Layerwise:
-    """A checkpoint to run in `scratch`, a folder for one layer's float32 weights; `advance(1)` is called a step."""
+    """A checkpoint to run in `scratch`, a folder for one layer's float32 weights; `advance(1)` is called a step.
+
+    `hidden` collects what the package calls `layers.3:hidden`, `blocks.3:hidden` of the last token of every sample
+    and the last patch of every visual, float32 [1, D] each.
+    """
 
     checkpoint: Checkpoint
     config: ModelConfig
     scratch: Path
     advance: Callable[[int], object]
+    hidden: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def run(self, samples: Sequence[Sample], statistics: Accumulator) -> np.ndarray:
         """Every sample through the whole model → final-norm state of its last token, float32 [N, D]."""
@@ -77,6 +82,7 @@ class Layerwise:
                     if index < len(levels[position]):
                         state[0, sample.sequence.is_visual] += levels[position][index]
                     states[position] = state
+                    self._keep_last(f"layers.{index}:hidden", state)
         return self._final_norm(np.concatenate([state[:, -1] for state in states]))
 
     def _vision(self, visuals: Sequence[Visual], statistics: Accumulator) -> list[VisualFeatures]:
@@ -98,10 +104,14 @@ class Layerwise:
                 for position, place in enumerate(places):
                     outputs = step.run(_vision_feeds(states[position], place), statistics, _tokens(states[position]))
                     states[position] = outputs["next"]
+                    self._keep_last(f"blocks.{index}:hidden", outputs["next"])
                     levels[position] += [outputs["deepstack"]] if "deepstack" in outputs else []
         with self._step(self._merger) as step:
             tokens = [step.run({"hidden": state}, statistics, _tokens(state))["next"] for state in states]
         return [VisualFeatures(each, np.stack(level)) for each, level in zip(tokens, levels, strict=True)]
+
+    def _keep_last(self, name: str, state: np.ndarray) -> None:
+        self.hidden.setdefault(name, []).append(state[-1, -1:].copy())
 
     def _patch_embedding(self, parts: Parts) -> None:
         config = self.config.vision

@@ -31,6 +31,7 @@ def build_vision(parts: Parts, config: VisionConfig) -> Graph:
     features = {}
     for index in range(config.depth):
         hidden = block(parts, config, index, hidden, rotary)
+        hidden.name = f"blocks.{index}:hidden"  # for comparing packages layer by layer
         if index in config.deepstack_visual_indexes:
             position = config.deepstack_visual_indexes.index(index)
             features[index] = deepstack_merger(parts, config, position, hidden)

@@ -1,35 +1,71 @@
-"""`python -m quant report PACKAGE`: how each matrix of a package is stored, and what that costs on disk."""
+"""`python -m quant`: how the matrices of a package are stored, and what its precision costs against float."""
 
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
+from quant.compare import Comparison, compare
+from quant.losses import costliest
+from quant.plot import require_plot, write_plot
+from quant.summary import summary
 from runtime.errors import Qwen3VLError
 from runtime.manifest import Manifest
 from runtime.version import VERSION
 
+EXAMPLES = """examples:
+  python -m quant report packages/Qwen3-VL-Embedding-2B-int8 --matrices
+  python -m quant compare packages/Qwen3-VL-Embedding-2B-fp32 packages/Qwen3-VL-Embedding-2B-int8 --plot loss.png
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """The commands of `python -m quant`."""
-    parser = argparse.ArgumentParser("python -m quant", description="What a package's precision is made of.")
+    parser = argparse.ArgumentParser(
+        "python -m quant",
+        description="What a package's precision is made of, and what it costs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"qwen3vl-edge {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     report = commands.add_parser("report", help="how each matrix is stored")
     report.add_argument("package", type=Path)
     report.add_argument("--matrices", action="store_true", help="list every matrix")
+    versus = commands.add_parser("compare", help="what a package lost against the float one of the same checkpoint")
+    versus.add_argument("float", type=Path, metavar="FLOAT", help="the fp32 package")
+    versus.add_argument("quantised", type=Path, metavar="QUANTISED", help="a package of the same checkpoint and task")
+    versus.add_argument(
+        "--inputs", type=Path, metavar="FILE", help="JSON lines as `python -m runtime` takes them (default: built in)"
+    )
+    versus.add_argument("--plot", type=Path, metavar="FILE.png", help="draw layers and matrices (needs matplotlib)")
+    versus.add_argument(
+        "--min-cosine",
+        type=float,
+        metavar="C",
+        help="exit code 1 below this mean cosine (of a reranker: correlation of the logits)",
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, or 2 for an error."""
+    """Run a command; the exit code is 0, 1 below --min-cosine, or 2 for an error."""
     options = parser().parse_args(arguments)
     try:
-        manifest = Manifest.read(options.package)
+        return {"report": _report, "compare": _compare}[options.command](options)
     except Qwen3VLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _report(options: argparse.Namespace) -> int:
+    manifest = Manifest.read(options.package)
     print(f"{manifest.name}: {manifest.task}, {manifest.precision} for {manifest.target}")
     for scheme, count in sorted(Counter(manifest.matrices.values()).items()):
         print(f"{count:5} matrices {scheme}")
@@ -39,6 +75,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, scheme in manifest.matrices.items():
             print(f"{scheme:12} {name}")
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if options.plot:
+        require_plot(options.plot)
+    with tqdm(unit="run", disable=None) as progress:
+
+        def start(total: int) -> Callable[[int], object]:
+            progress.reset(total)
+            return lambda count: progress.update(count)
+
+        comparison = compare(options.float, options.quantised, options.inputs, start)
+    one, other = Manifest.read(options.float), Manifest.read(options.quantised)
+    title = f"{other.name}, {other.task}: {other.precision} against {one.precision}"
+    print(title)
+    for line in summary(comparison, one.task):
+        print(line)
+    if options.plot:
+        write_plot(comparison, title, options.plot)
+    return _verdict(comparison, options.min_cosine)
+
+
+def _verdict(comparison: Comparison, least: float | None) -> int:
+    cosine = comparison.agreement.cosine_mean
+    if least is None or cosine >= least:
+        return 0
+    print(
+        f"the mean cosine {cosine:.5f} is below --min-cosine {least}; "
+        f"these layers cost most: {costliest(comparison.layers)}.",
+        file=sys.stderr,
+    )
+    return 1
 
 
 if __name__ == "__main__":

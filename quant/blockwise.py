@@ -13,8 +13,9 @@ import numpy as np
 
 from quant.schemes import GraphBuilder, Linear, Matrix, Value
 
-# Scales tried by the weighted search, as parts of the one that covers the whole range of a block.
-SHRINKS = np.linspace(1.0, 0.65, 15, dtype=np.float32)
+# Scales tried by the weighted search, as parts of the one that covers the whole range of a block; a wider one can
+# bring the heavy inputs closer to the grid.
+SHRINKS = np.linspace(1.1, 0.7, 13, dtype=np.float32)
 ACCURACY_LEVEL = 4  # int8 activations; without it 8-bit weights are dequantised at every call
 
 
@@ -73,12 +74,12 @@ class Blockwise:
         raise NotImplementedError(f"{table.name}: {self.name} is a scheme for products, not for tables.")
 
     def _searched(self, blocks: np.ndarray, scales: np.ndarray, low: np.ndarray, weights: np.ndarray | None) -> Blocks:
-        """Codes for the whole range, or for the part of it with the least weighted square error."""
+        """Codes for the whole range, or for the multiple of it with the least weighted square error."""
         best = self._rounded(blocks, scales, low)
         if weights is None:
             return best
         least = self._error(blocks, best, weights)
-        for shrink in SHRINKS[1:]:
+        for shrink in SHRINKS:
             candidate = self._rounded(blocks, scales * shrink, low * (1 if self.symmetric else shrink))
             error = self._error(blocks, candidate, weights)
             better = error < least

@@ -1,13 +1,13 @@
 """The two graphs of a package, run: patches to visual features, token sequences to pooled outputs."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import onnxruntime as ort
 
 from runtime.encode import TokenSequence
 from runtime.image import Visual
@@ -29,14 +29,31 @@ class VisualFeatures:
     deepstack: np.ndarray
 
 
-class Model:
-    """The sessions of one package. Runs may overlap in several threads."""
+class Session(Protocol):
+    """What a model needs of an open graph."""
 
-    def __init__(self, folder: Path, manifest: Manifest, providers: Sequence[str], threads: int):
+    def run(self, names: Sequence[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs `names`."""
+
+
+class Model:
+    """The sessions of one package. Runs may overlap in several threads.
+
+    `open_graph(path, providers, threads)` opens each of them; comparing packages opens them with more outputs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        providers: Sequence[str],
+        threads: int,
+        open_graph: Callable[[Path, Sequence[str], int], Session] = open_session,
+    ):
         self.manifest = manifest
-        self._folder, self._providers, self._threads = folder, providers, threads
-        self._decoder = open_session(folder / DECODER, providers, threads)
-        self._vision: ort.InferenceSession | None = None
+        self._decoder = open_graph(folder / DECODER, providers, threads)
+        self._open_vision_graph = partial(open_graph, folder / VISION, providers, threads)
+        self._vision: Session | None = None
         self._vision_lock = threading.Lock()
         vision = manifest.vision
         side = int(vision.num_position_embeddings**0.5)
@@ -109,10 +126,10 @@ class Model:
             deepstack.append(outputs[1])
         return VisualFeatures(np.concatenate(tokens), np.concatenate(deepstack, axis=1))
 
-    def _open_vision(self) -> ort.InferenceSession:
+    def _open_vision(self) -> Session:
         with self._vision_lock:
             if self._vision is None:
-                self._vision = open_session(self._folder / VISION, self._providers, self._threads)
+                self._vision = self._open_vision_graph()
             return self._vision
 
     def _batch_feeds(self, batch: Sequence[TokenSequence]) -> dict[str, np.ndarray]:

@@ -17,6 +17,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def open_session(path: Path, providers: Sequence[str], threads: int) -> ort.InferenceSession:
     """Open a package's graph; `providers` as from `require_providers`. Raises PackageError."""
+    try:
+        return ort.InferenceSession(str(path), session_options(threads), providers=list(providers))
+    except Exception as error:  # onnxruntime's errors share no narrower base
+        raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """The options of every session."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -25,10 +33,7 @@ def open_session(path: Path, providers: Sequence[str], threads: int) -> ort.Infe
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # Two sessions take turns on the same cores: idle workers must not spin.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return ort.InferenceSession(str(path), options, providers=list(providers))
-    except Exception as error:  # onnxruntime's errors share no narrower base
-        raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
+    return options
 
 
 def require_providers(providers: Sequence[str] | None, target: str, package: Path) -> list[str]:

@@ -1,39 +1,57 @@
-"""Fixtures shared by all tests: tiny random checkpoints, each written once a session."""
+"""Fixtures shared by all tests: tiny random checkpoints and their packages, each written once a session."""
 
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from outliers import CALM, write_outliers
 from qwen_tokenizer import Task
 from random_checkpoint import Shape, write_checkpoint
 
 from export.package import ExportOptions, export_package
 
+# "random": bfloat16, at full gain; "calm": float32, layers that add as little as trained ones do; "outliers": the
+# calm one with outlier channels, the same function.
+Weights = Literal["random", "calm", "outliers"]
+
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Shape, Task], Path]:
-    """`checkpoint(TINY_2B, "embedding")`: the folder of that checkpoint, not to be written to."""
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`checkpoint(TINY_2B, "embedding", weights="calm")`: the folder of that checkpoint, not to be written to."""
 
     @cache
-    def write(shape: Shape, task: Task) -> Path:
+    def write(shape: Shape, task: Task, weights: Weights) -> Path:
         folder = tmp_path_factory.mktemp(f"checkpoint-{task}")
-        write_checkpoint(folder, shape, task=task)
+        if weights == "outliers":
+            write_outliers(write(shape, task, "calm"), folder, shape)
+        elif weights == "calm":
+            write_checkpoint(folder, shape, task=task, dtype="float32", gain=CALM)
+        else:
+            write_checkpoint(folder, shape, task=task)
         return folder
 
-    return write
+    def find(shape: Shape, task: Task, *, weights: Weights = "random") -> Path:
+        return write(shape, task, weights)
+
+    return find
 
 
 @pytest.fixture(scope="session")
-def package(
-    checkpoint: Callable[[Shape, Task], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Shape, Task], Path]:
-    """`package(TINY_2B, "embedding")`: the float32 package of that checkpoint, not to be written to."""
+def package(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`package(TINY_2B, "embedding", "int8")`: that package of that checkpoint, float32 by default, not to be written to.
+
+    Quantised ones are calibrated on the built-in samples.
+    """
 
     @cache
-    def export(shape: Shape, task: Task) -> Path:
-        output = tmp_path_factory.mktemp("packages") / f"{task}-fp32"
-        export_package(checkpoint(shape, task), output, ExportOptions("tiny", task=task))
+    def export(shape: Shape, task: Task, precision: str, weights: Weights) -> Path:
+        output = tmp_path_factory.mktemp("packages") / f"{task}-{precision}"
+        export_package(checkpoint(shape, task, weights=weights), output, ExportOptions("tiny", precision, task=task))
         return output
 
-    return export
+    def find(shape: Shape, task: Task, precision: str = "fp32", *, weights: Weights = "random") -> Path:
+        return export(shape, task, precision, weights)
+
+    return find

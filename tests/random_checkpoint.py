@@ -46,6 +46,8 @@ DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "float16": ("F16", np.dtype(np.float16)),
     "float32": ("F32", np.dtype(np.float32)),
 }
+# The products whose results are added to the hidden state.
+RESIDUAL = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", ".mlp.linear_fc2.weight")
 BLOCK_BYTES = 64 << 20  # the most float32 held at once
 
 
@@ -57,10 +59,13 @@ def write_checkpoint(
     dtype: Dtype = "bfloat16",
     seed: int = 0,
     shard_bytes: int | None = None,
+    gain: float = 1.0,
 ) -> None:
     """Write a checkpoint into a new or empty folder; the same arguments give the same bytes.
 
     `shard_bytes` splits the weights into files of at most that many tensor bytes, but of one tensor at least.
+    `gain` scales what each layer adds to the hidden state. Random layers at full gain overwrite what came before and
+    amplify rounding from layer to layer; trained ones add some ten or twenty per cent each, as a gain of 0.04 does.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; give a new folder, so that no older shard stays in it.")
@@ -71,19 +76,19 @@ def write_checkpoint(
         _write_json(folder / name, content)
     shards = _split(tensor_shapes(shape), DTYPES[dtype][1].itemsize, shard_bytes)
     if len(shards) == 1:
-        _write_safetensors(folder / "model.safetensors", shards[0], dtype, seed)
+        _write_safetensors(folder / "model.safetensors", shards[0], dtype, (seed, gain))
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_safetensors(folder / file_name, shard, dtype, seed)
+        _write_safetensors(folder / file_name, shard, dtype, (seed, gain))
         weight_map |= dict.fromkeys(shard, file_name)
     total = sum(_nbytes(dims, DTYPES[dtype][1].itemsize) for shard in shards for dims in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     _write_json(folder / "model.safetensors.index.json", index)
 
 
-def random_blocks(name: str, dims: Dims, seed: int) -> Iterator[NDArray[np.float32]]:
+def random_blocks(name: str, dims: Dims, seed: int, gain: float = 1.0) -> Iterator[NDArray[np.float32]]:
     """The values of one tensor as float32 row blocks of at most BLOCK_BYTES.
 
     Norm weights spread around 1, biases are not 0, products keep their input's variance: activations live on,
@@ -92,6 +97,7 @@ def random_blocks(name: str, dims: Dims, seed: int) -> Iterator[NDArray[np.float
     """
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     mean, deviation = _mean_and_deviation(name, dims)
+    deviation *= gain if name.endswith(RESIDUAL) else 1.0
     rows = max(1, BLOCK_BYTES // (4 * math.prod(dims[1:])))
     for start in range(0, dims[0], rows):
         block = generator.standard_normal((min(rows, dims[0] - start), *dims[1:]), dtype=np.float32)
@@ -125,7 +131,8 @@ def _split(tensors: dict[str, Dims], itemsize: int, limit: int | None) -> list[d
     return shards
 
 
-def _write_safetensors(path: Path, tensors: dict[str, Dims], dtype: str, seed: int) -> None:
+def _write_safetensors(path: Path, tensors: dict[str, Dims], dtype: str, randomness: tuple[int, float]) -> None:
+    """`randomness` is (seed, gain)."""
     code, numpy_dtype = DTYPES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
@@ -139,7 +146,7 @@ def _write_safetensors(path: Path, tensors: dict[str, Dims], dtype: str, seed: i
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name, dims in tensors.items():
-            for block in random_blocks(name, dims, seed):
+            for block in random_blocks(name, dims, *randomness):
                 file.write(block.astype(numpy_dtype).tobytes())
 
 

@@ -18,7 +18,7 @@ PACKAGES = ("runtime", "quant", "export")
 # Distributions each package may use beside the standard library; `export/reference*.py` adds the torch reference.
 ALLOWED = {
     "runtime": {"runtime", "numpy", "PIL", "tokenizers", "onnxruntime", "tqdm", "av"},
-    "quant": {"quant", "runtime", "numpy", "ml_dtypes"},
+    "quant": {"quant", "runtime", "numpy", "PIL", "onnxruntime", "tqdm", "onnx", "matplotlib"},
     "export": {
         *("export", "quant", "runtime", "numpy", "PIL", "onnxruntime", "tqdm"),
         *("filelock", "huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),
@@ -26,7 +26,12 @@ ALLOWED = {
 }
 REFERENCE = {"torch", "torchvision", "transformers", "qwen_vl_utils", "decord"}
 # Only there, and there only inside functions: nobody else needs them installed.
-LAZY = {"av": "runtime/video.py", "huggingface_hub": "export/source.py"}
+LAZY = {
+    "av": "runtime/video.py",
+    "huggingface_hub": "export/source.py",
+    "matplotlib": "quant/plot.py",
+    "onnx": "quant/taps.py",
+}
 ONLY = {"onnx_ir": "export/graph.py", "tokenizers": "runtime/tokens.py"}
 
 SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))

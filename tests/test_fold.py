@@ -7,6 +7,7 @@ from quant.blockwise import Blockwise
 from quant.fold import (
     LARGEST,
     SMALLEST,
+    SMOOTHING,
     Fold,
     awq_scales,
     bounded,
@@ -60,7 +61,8 @@ def test_bounded_has_geometric_mean_one() -> None:
 
 
 def test_smoothing_by_hand() -> None:
-    statistics = InputStatistics(np.zeros(2, np.float32), np.array([4, 1], np.float32))
+    """Typical inputs 4 and 1 (√(8 · 2), √(1 · 1)), weights 1 and 4."""
+    statistics = InputStatistics(np.array([4, 1], np.float32), np.array([8, 1], np.float32))
     assert np.allclose(smoothing_scales(statistics, np.array([1, 4], np.float32)), [2, 0.5], rtol=1e-6)
 
 
@@ -70,7 +72,9 @@ def test_smoothing_makes_activations_and_weights_alike(random: np.random.Generat
     statistics, largest = statistics_of(x), largest_by_column([weight[:20], weight[20:]])
     assert (largest == np.abs(weight).max(axis=0)).all()
     scales = smoothing_scales(statistics, largest)
-    ratio = statistics.divided(scales).largest / (largest * scales)
+    left = statistics.divided(scales)
+    typical = np.sqrt(left.largest * np.sqrt(left.mean_square))
+    ratio = typical**SMOOTHING / (largest * scales) ** (1 - SMOOTHING)
     assert np.allclose(ratio, ratio[0], rtol=1e-5)
 
 

@@ -1,6 +1,6 @@
-"""What a package is calibrated on: built-in texts and drawn pictures, or the user's own files. Needs no network.
+"""What packages are calibrated and compared on: built-in texts and drawn pictures, or the user's own files.
 
-Contents go through the deployment's own prompts, so the statistics are those of the tokens the model will see.
+Needs no network. Contents go through the deployment's own prompts, so what is measured is what the model will see.
 """
 
 import json

@@ -1,0 +1,146 @@
+"""A package run one prompt at a time with the inside of its graphs readable: matrix outputs and hidden states.
+
+The .onnx files get further outputs in memory, the weights stay where they are. Only some rows of a value leave the
+graph, so the memory of a run is hardly larger than without.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime as ort
+
+from quant.losses import HIDDEN
+from quant.prompts import Prompt
+from runtime.errors import MissingExtraError, PackageError
+from runtime.manifest import Manifest
+from runtime.model import Model
+from runtime.session import default_threads, require_providers, session_options
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+OUTPUT, STEP = ":output", "tap:step"
+# The last product of the vision graph is an output of it, under another name.
+TOKENS, MERGED = "tokens", "model.visual.merger.linear_fc2.weight"
+# int8-per-token gives a product that a norm follows without the token's scale, then this is its last operator.
+UNSCALED_OPERATOR = "MatMulIntegerToFloat"
+PATCH_ROWS = 4  # patches read for each token: pictures are fewer than texts, and their values smaller
+
+Feeds = dict[str, np.ndarray]
+
+
+@dataclass(eq=False)
+class TappedGraph:
+    """An open graph that reads some rows of every value inside on its way.
+
+    `values` are what can be read, matrices by their checkpoint names; `wanted` rows of each are appended to `rows` at
+    every run, spread over all of them and the last one first.
+    """
+
+    session: ort.InferenceSession
+    values: tuple[str, ...]
+    unscaled: frozenset[str]
+    count_input: str
+    wanted: int = 0
+    rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def run(self, names: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
+        """The outputs `names`, as onnxruntime's own run."""
+        available = int(np.prod(feeds[self.count_input].shape[:2]))
+        step = np.array([-max(1, -(-available // max(self.wanted, 1)))])
+        values = self.values if self.wanted else ()
+        outputs = self.session.run([*names, *map(_rows_name, values)], {**feeds, STEP: step})
+        for name, value in zip(values, outputs[len(names) :], strict=True):
+            self.rows.setdefault(name, []).append(value)
+        return list(outputs[: len(names)])
+
+
+class TappedPackage:
+    """One package; `rows` collects those of every value, a list entry for each run of the graph it is in.
+
+    Raises PackageError for a package without names for its hidden states, MissingExtraError without onnx.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self._graphs: list[TappedGraph] = []
+        self._wanted = 0
+        providers = require_providers(None, manifest.target, folder)
+        self._model = Model(folder, manifest, providers, default_threads(), self._opened)
+
+    @property
+    def rows(self) -> dict[str, list[np.ndarray]]:
+        """Rows [n, N] of every value so far, in the order of the graphs, those of the vision encoder first."""
+        return {name: rows for graph in reversed(self._graphs) for name, rows in graph.rows.items()}
+
+    @property
+    def unscaled(self) -> frozenset[str]:
+        """Matrices whose outputs lack the scale of their input."""
+        return frozenset(name for graph in self._graphs for name in graph.unscaled)
+
+    def pooled(self, prompt: Prompt, rows: int = 0) -> np.ndarray:
+        """What `Model.pooled` gives for one prompt, [D] or []; adds `rows` tokens to what is read, more patches."""
+        self._wanted = rows
+        for graph in self._graphs:
+            self._set_wanted(graph)
+        pooled: np.ndarray = self._model.pooled([prompt.sequence], self._model.visual_features(prompt.visuals))[0]
+        return pooled
+
+    def _opened(self, path: Path, providers: Sequence[str], threads: int) -> TappedGraph:
+        graph = open_tapped(path, providers, threads)
+        self._graphs.append(graph)
+        self._set_wanted(graph)
+        return graph
+
+    def _set_wanted(self, graph: TappedGraph) -> None:
+        graph.wanted = self._wanted * (PATCH_ROWS if graph.count_input == "patches" else 1)
+
+
+def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGraph:
+    """A package's graph, its weights mapped from the package folder. Raises PackageError, MissingExtraError."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("comparing packages needs onnx; run pip install 'qwen3vl-edge[export]'.") from error
+    model = onnx.load(path, load_external_data=False)
+    outputs = {output: node.op_type for node in model.graph.node for output in node.output}
+    values = {each.removesuffix(OUTPUT): each for each in outputs if each.endswith((OUTPUT, HIDDEN))}
+    if not any(each.endswith(HIDDEN) for each in values):
+        raise PackageError(
+            f"{path} has no names for its hidden states, it is from an earlier version; "
+            "export the package again with the installed one."
+        )
+    is_vision = TOKENS in outputs
+    if is_vision:
+        values[MERGED] = TOKENS
+    _add_outputs(model.graph, values)
+    options = session_options(threads)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=list(providers))
+    except Exception as error:  # onnxruntime's errors share no narrower base
+        raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
+    unscaled = frozenset(name for name, value in values.items() if outputs[value] == UNSCALED_OPERATOR)
+    return TappedGraph(session, tuple(values), unscaled, "patches" if is_vision else "input_ids")
+
+
+def _add_outputs(graph: "GraphProto", values: dict[str, str]) -> None:
+    """Every STEP-th row of each value [..., N], from the last one backwards, as an output [rows, N]."""
+    from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
+
+    graph.input.append(helper.make_tensor_value_info(STEP, TensorProto.INT64, [1]))
+    # A slice backwards reaches the first row only with an end that lies before it.
+    for name, number in (("tap:last", -1), ("tap:before_first", -(2**62)), ("tap:axis", 0)):
+        graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), name))
+    for name, value in values.items():
+        flat, rows = f"{name}:flat", _rows_name(name)
+        graph.node.append(helper.make_node("Flatten", [value], [flat], axis=-1))
+        inputs = [flat, "tap:last", "tap:before_first", "tap:axis", STEP]
+        graph.node.append(helper.make_node("Slice", inputs, [rows]))
+        graph.output.append(ValueInfoProto(name=rows))
+
+
+def _rows_name(value: str) -> str:
+    return f"{value}:rows"
