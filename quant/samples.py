@@ -78,11 +78,11 @@ def _items_of(path: Path) -> Iterator[dict[str, Any]]:
     if suffix not in (*TEXT_SUFFIXES, ITEMS_SUFFIX):
         return
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # Windows' tools put a byte order mark before UTF-8
         if suffix != ITEMS_SUFFIX:
             yield {"text": content}
             return
-        for line in filter(str.strip, content.splitlines()):
+        for line in filter(str.strip, content.split("\n")):  # splitlines would cut at U+2028 inside a string too
             item = json.loads(line)
             if not isinstance(item, dict):
                 raise ValueError(f"a line is {type(item).__name__}, not an object")

@@ -40,9 +40,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def package(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`package(TINY_2B, "embedding", "int8")`: that package of that checkpoint, float32 by default, not to be written to.
+    """`package(TINY_2B, "embedding", "int8")`: that package of that checkpoint, not to be written to.
 
-    Quantised ones are calibrated on the built-in samples.
+    The precision is float32 by default; quantised ones are calibrated on the built-in samples.
     """
 
     @cache

@@ -1,0 +1,53 @@
+"""Peer of the speed benchmark: one of our packages. `python -m bench.speed_package PACKAGE THREADS`."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from bench.speed_cases import IMAGE_PAD, MERGE, Case, input_ids, patches
+from bench.speed_worker import Run, reply_channel, serve
+from runtime.encode import TokenSequence
+from runtime.image import Visual
+from runtime.manifest import Manifest
+from runtime.model import Model
+from runtime.session import open_session, require_providers
+
+OpenGraph = Callable[[Path, Sequence[str], int], onnxruntime.InferenceSession]
+
+
+def open_model(folder: Path, threads: int, open_graph: OpenGraph = open_session) -> Model:
+    """The sessions of a package on the CPU."""
+    manifest = Manifest.read(folder)
+    return Model(folder, manifest, require_providers(None, manifest.target, folder), threads, open_graph)
+
+
+def prepare(model: Model, case: Case) -> Run:
+    """From ids and patches to pooled outputs [B, D], or to the vision tower's tokens [V, D]."""
+    visuals: list[Visual] = []
+    blocks: tuple[tuple[int, int], ...] = ()
+    if case.grid is not None:
+        rows, columns = case.grid
+        visuals = [Visual(patches(case)[None], (1, rows, columns), None, MERGE)]
+        blocks = ((rows // MERGE, columns // MERGE),)
+    sequences = [TokenSequence(ids, ids == IMAGE_PAD, blocks) for ids in input_ids(case)]
+
+    def run() -> np.ndarray:
+        features = model.visual_features(visuals)
+        return model.pooled(sequences, features) if case.decoder else features[0].tokens
+
+    return run
+
+
+def main() -> None:
+    """Serve the package named on the command line."""
+    reply = reply_channel()
+    model = open_model(Path(sys.argv[1]), int(sys.argv[2]))
+    facts = {"onnxruntime": onnxruntime.__version__, "precision": model.manifest.precision}
+    serve(reply, facts, lambda case: prepare(model, case))
+
+
+if __name__ == "__main__":
+    main()
