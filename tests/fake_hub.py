@@ -23,20 +23,14 @@ class FakeHub:
     api_error: tuple[int, str] | None = None  # (status, X-Error-Code) of every answer of the API
     file_error: tuple[int, str] | None = None  # the same of every file
     absent: tuple[str, ...] = ()  # listed, yet not there
-    reset_after: dict[str, int] = field(
-        default_factory=dict
-    )  # break the connection once, after so many bytes
+    reset_after: dict[str, int] = field(default_factory=dict)  # break the connection once, after so many bytes
     short: dict[str, int] = field(default_factory=dict)  # send only so many bytes once, as a whole answer
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     endpoint: str = ""
 
     def fetched(self) -> set[str]:
         """Names of the files whose content was asked for."""
-        return {
-            path.split(f"/resolve/{COMMIT}/")[1]
-            for method, path, _ in self.requests
-            if self.is_get(method, path)
-        }
+        return {path.split(f"/resolve/{COMMIT}/")[1] for method, path, _ in self.requests if self.is_get(method, path)}
 
     def ranges(self, name: str) -> list[str | None]:
         """The Range header of every GET of a file, in order."""

@@ -163,4 +163,3 @@ def test_a_package_below_min_cosine_is_refused(tiny: Path, output: Path) -> None
         export_package(tiny, output, ExportOptions("tiny", "int4", min_cosine=0.999999))
     assert str(caught.value).startswith("tiny in int4 reaches a mean cosine of 0.")
     assert beside(output) == set()
-    assert export_package(tiny, output, replace(INT8, min_cosine=0.9)).loss is not None

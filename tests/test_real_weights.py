@@ -34,7 +34,7 @@ TORCH = 2e-3
 @pytest.fixture(scope="module")
 def material() -> Material:
     """Little text: enough for the orderings."""
-    return prepare(num_calibration=4, num_evaluation=3)
+    return prepare(num_calibration=4, num_evaluation=2)
 
 
 @pytest.fixture(scope="module")
