@@ -85,6 +85,8 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
         plan = Plan(options.precision, options.int4_block, single_row=single_row_matrices(blueprint.config.text))
         graphs, matrices = build_graphs(checkpoint, blueprint, plan)
         checkpoint.require_all_used()
+        for name, reason in checkpoint.ignored.items():
+            reporter.say(f"left out: {name} ({reason})")
         total = sum(graph.data_bytes for graph in graphs)
         with partial_folder(output, total) as partial:
             calibration = None
