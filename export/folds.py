@@ -14,7 +14,7 @@ from export.blocks import RowRange
 from export.checkpoint import Checkpoint
 from export.config import ModelConfig
 from quant.blockwise import Blockwise
-from quant.fold import Fold, awq_scales, largest_by_column, shared_scales, smoothing_scales
+from quant.fold import Fold, awq_scales, largest_by_column, rounding_error, shared_scales, smoothing_scales
 from quant.selection import Plan, is_massive
 from quant.statistics import InputStatistics
 
@@ -61,7 +61,7 @@ def make_plan(
         scheme = plan.scheme_for(place.consumers[0])
         if isinstance(scheme, Blockwise) and scheme.bits == 4:
             rows = np.concatenate([_sampled_rows(matrix) for matrix in matrices])
-            wanted = awq_scales(measured, partial(_error, scheme, rows, measured.mean_square))
+            wanted = awq_scales(measured, partial(rounding_error, scheme, rows, measured.mean_square))
         else:
             blocks = (block for matrix in matrices for block in matrix.blocks())
             wanted = smoothing_scales(measured, largest_by_column(blocks))
@@ -120,10 +120,3 @@ def _sampled_rows(matrix: RowRange) -> np.ndarray:
     if fold is not None and fold.rows is not None:
         rows = rows * fold.rows[spread - matrix.start, None]
     return rows if fold is None or fold.columns is None else rows * fold.columns
-
-
-def _error(scheme: Blockwise, rows: np.ndarray, importance: np.ndarray, scales: np.ndarray) -> float:
-    """Σ mean square · (weight error)² of rows stored with `scales` folded into their columns."""
-    scaled = rows * scales
-    stored = scheme.dequantize(scheme.quantize(scaled), rows.shape[1])
-    return float((np.square((stored - scaled) / scales) * importance).sum())

@@ -111,7 +111,9 @@ class Blockwise:
         # Codes, scales and zeros come out of one search and are written one after the other.
         @lru_cache(1)
         def quantized() -> Blocks:
-            parts = [self.quantize(block, matrix.importance) for block in matrix.blocks()]
+            # With 8 bits the search gains nothing measurable and takes most of the time.
+            importance = matrix.importance if self.bits == 4 else None
+            parts = [self.quantize(block, importance) for block in matrix.blocks()]
             zeros = None if self.symmetric else np.concatenate([part.zeros for part in parts if part.zeros is not None])
             codes = np.concatenate([pack(part.codes, self.bits) for part in parts])
             return Blocks(codes, np.concatenate([part.scales for part in parts]), zeros)

@@ -1,6 +1,6 @@
 """Quantisation on real weights: SmolLM2-135M with its massive activations, through onnxruntime's own operators.
 
-The orderings hold with room to spare on much text; bench/REAL_WEIGHTS.md has the whole table.
+Bounds are for the mean over much text, whose tail is heavy; bench/REAL_WEIGHTS.md has the whole table.
 """
 
 from importlib.metadata import PackageNotFoundError
@@ -27,8 +27,8 @@ SMOOTHED_W8A8, SMOOTHED_PORTABLE, SMOOTHED_PORTABLE_64 = 0.015, 0.006, 0.003
 SMOOTHED_PART, WEIGHTED_AWQ = 0.45, 0.45
 # How much worse one scale a tensor is. Measured: 74 times.
 PER_TENSOR = 10
-# Sums of float32 products in another order, of hidden states up to 100: 3e-4 measured.
-TORCH = 2e-3
+# Sums of float32 products in another order, of hidden states up to 55: 6e-5 measured.
+TORCH = 5e-4
 
 
 @pytest.fixture(scope="module")
