@@ -1,7 +1,7 @@
 """What a checkpoint folder says about the package to be made: sizes, tokenizer, task, head."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.config import ModelConfig, read_config
@@ -11,26 +11,21 @@ from runtime.manifest import Defaults, Task
 
 # What the two reference classes default to: tokens, pixels (32 × 32 a visual token), frames a second, frames.
 TOKEN_PIXELS = 32 * 32
-DEFAULTS: dict[Task, Defaults] = {
-    "embedding": Defaults(
-        max_length=8192,
-        min_pixels=4 * TOKEN_PIXELS,
-        max_pixels=1800 * TOKEN_PIXELS,
-        total_pixels=7680 * TOKEN_PIXELS,
-        fps=1.0,
-        max_frames=64,
-        default_instruction="Represent the user's input.",
-    ),
-    "reranker": Defaults(
-        max_length=10240,
-        min_pixels=4 * TOKEN_PIXELS,
-        max_pixels=1800 * TOKEN_PIXELS,
-        total_pixels=7680 * TOKEN_PIXELS,
-        fps=1.0,
-        max_frames=64,
-        default_instruction="Given a search query, retrieve relevant candidates that answer the query.",
-    ),
-}
+EMBEDDER = Defaults(
+    max_length=8192,
+    min_pixels=4 * TOKEN_PIXELS,
+    max_pixels=1800 * TOKEN_PIXELS,
+    total_pixels=7680 * TOKEN_PIXELS,
+    fps=1.0,
+    max_frames=64,
+    default_instruction="Represent the user's input.",
+)
+RERANKER = replace(
+    EMBEDDER,
+    max_length=10240,
+    default_instruction="Given a search query, retrieve relevant candidates that answer the query.",
+)
+DEFAULTS: dict[Task, Defaults] = {"embedding": EMBEDDER, "reranker": RERANKER}
 
 
 @dataclass(frozen=True)

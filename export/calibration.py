@@ -78,7 +78,7 @@ def load_samples(blueprint: Blueprint, source: str) -> tuple[Sample, ...]:
 def calibrate(
     blueprint: Blueprint, checkpoint: Checkpoint, source: str, scratch: Path, advance: Callable[[int], object]
 ) -> Calibration:
-    """Run the samples of `source` (BUILTIN or a folder); `advance` gets a fraction's steps as `calibration_steps`."""
+    """Run the samples of `source` (BUILTIN or a folder); `advance(1)` is called after each of `layerwise.num_steps`."""
     samples = load_samples(blueprint, source)
     accumulator = Accumulator()
     layerwise = Layerwise(checkpoint, blueprint.config, scratch, advance)

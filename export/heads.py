@@ -8,9 +8,9 @@ import numpy as np
 from export.blocks import Parts
 from export.checkpoint import Checkpoint
 from export.graph import CONTRIB, Value
+from quant.selection import TOKEN_TABLE
 from runtime.manifest import TextConfig
 
-TOKEN_TABLE = "model.language_model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 
 
