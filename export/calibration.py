@@ -1,9 +1,10 @@
 """Calibration: samples through the float model, layer by layer, into the plan of a quantised package.
 
-What float32 gives for each sample is kept, so that the loss of the finished package can be measured on the spot.
+What float32 gives for each sample is kept, so that the loss of the written package can be measured on the spot, with
+one layer in memory again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,17 +12,16 @@ import numpy as np
 
 from export.blueprint import Blueprint
 from export.checkpoint import Checkpoint
+from export.layer_graphs import LayerGraphs
 from export.layerwise import Layerwise, Sample
 from quant.agreement import Agreement, embedding_agreement, score_agreement
 from quant.losses import LayerLoss, layer_losses
-from quant.prompts import Prompt, sample_prompt
+from quant.prompts import sample_prompt
 from quant.samples import builtin_items, items_from
-from quant.statistics import Accumulator, InputStatistics
-from quant.taps import TappedPackage
+from quant.statistics import InputStatistics
 from runtime.encode import EncodeOptions, Encoder
 from runtime.image import PatchGrid
-from runtime.manifest import TOKENIZER, CalibrationRecord, Manifest
-from runtime.model import Model
+from runtime.manifest import TOKENIZER, CalibrationRecord
 from runtime.tokens import PromptTokenizer
 
 BUILTIN, NONE = "builtin", "none"
@@ -30,33 +30,34 @@ LAST_TOKEN_BOOST = 16.0
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
-    """Statistics of every matrix's input, the samples, and what float32 gives for them.
+class Results:
+    """What a model gives for the samples.
 
     `pooled`: float32 [N, D] final-norm states of an embedding model, logits [N] of a reranker. `hidden`: the last row
     after every layer, as `Layerwise.hidden`.
     """
 
-    statistics: dict[str, InputStatistics]
-    samples: tuple[Sample, ...]
     pooled: np.ndarray
     hidden: dict[str, list[np.ndarray]]
-    record: CalibrationRecord
 
-    def agreement(self, model: Model) -> Agreement:
-        """The finished package on the same samples, against float32."""
-        found = [model.pooled([sample.sequence], model.visual_features(sample.visuals))[0] for sample in self.samples]
+    def agreement(self, found: "Results") -> Agreement:
+        """How well another model's results agree with these."""
         compare = embedding_agreement if self.pooled.ndim == 2 else score_agreement
-        return compare(self.pooled, np.stack(found))
+        return compare(self.pooled, found.pooled)
 
-    def layer_losses(self, folder: Path, manifest: Manifest) -> list[LayerLoss]:
-        """What each layer of the package in `folder` costs at the last token of each sample, against float32."""
-        package = TappedPackage(folder, manifest)
-        for sample in self.samples:
-            package.pooled(Prompt(sample.sequence, sample.visuals), rows=1)
-        found = package.rows
-        # The package reads more than one patch, the last one first.
-        return layer_losses(self.hidden, {name: [rows[:1] for rows in found[name]] for name in self.hidden})
+    def layer_losses(self, found: "Results") -> list[LayerLoss]:
+        """What each layer of another model costs at the last token of each sample."""
+        return layer_losses(self.hidden, found.hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """The samples, what float32 gives for them, and statistics of every matrix's input."""
+
+    samples: tuple[Sample, ...]
+    results: Results
+    statistics: dict[str, InputStatistics]
+    record: CalibrationRecord
 
 
 def load_samples(blueprint: Blueprint, source: str) -> tuple[Sample, ...]:
@@ -78,16 +79,29 @@ def load_samples(blueprint: Blueprint, source: str) -> tuple[Sample, ...]:
 def calibrate(
     blueprint: Blueprint, checkpoint: Checkpoint, source: str, scratch: Path, advance: Callable[[int], object]
 ) -> Calibration:
-    """Run the samples of `source` (BUILTIN or a folder); `advance(1)` is called after each of `layerwise.num_steps`."""
+    """Run the samples of `source` (BUILTIN or a folder); `advance(1)` is called after each of `layerwise.num_steps`.
+
+    `scratch` holds one layer's float32 weights at a time.
+    """
     samples = load_samples(blueprint, source)
-    accumulator = Accumulator()
-    layerwise = Layerwise(checkpoint, blueprint.config, scratch, advance)
-    states = layerwise.run(samples, accumulator)
+    layerwise = Layerwise(LayerGraphs(checkpoint, blueprint.config, scratch), advance)
+    results = _results(blueprint, layerwise, samples)
     tokens = sum(len(sample.token_weight) for sample in samples)
     visual = sum(int(sample.sequence.is_visual.sum()) for sample in samples)
     record = CalibrationRecord(source if source == BUILTIN else Path(source).name, len(samples), tokens, visual)
-    pooled = blueprint.head.apply(checkpoint, states)
-    return Calibration(accumulator.statistics(), samples, pooled, layerwise.hidden, record)
+    return Calibration(samples, results, layerwise.statistics.statistics(), record)
+
+
+def measure(
+    blueprint: Blueprint, package: LayerGraphs, samples: Sequence[Sample], advance: Callable[[int], object]
+) -> Results:
+    """What a written package gives for the samples; `advance` as in `calibrate`."""
+    return _results(blueprint, Layerwise(package, advance), samples)
+
+
+def _results(blueprint: Blueprint, layerwise: Layerwise, samples: Sequence[Sample]) -> Results:
+    states = layerwise.run(samples)
+    return Results(blueprint.head.apply(layerwise.graphs.checkpoint, states), layerwise.hidden)
 
 
 def _token_weight(is_visual: np.ndarray, text: int, visual: int) -> np.ndarray:

@@ -47,24 +47,27 @@ class Weight:
 
 
 class Graph:
-    """Builds one model file `name` and its data file `name.data`."""
+    """Builds one model file `name` and its data file `name.data`.
 
-    def __init__(self, name: str):
+    With a `lender`, a graph already written, the weights are those of the same names in the lender's data file.
+    """
+
+    def __init__(self, name: str, lender: "Graph | None" = None):
         self.name = name
-        self.weights: list[Weight] = []
+        self.weights: dict[str, Weight] = {}
+        self._lender = lender
         self._graph = ir.Graph([], [], nodes=[], name=name.removesuffix(".onnx"), opset_imports={"": OPSET, CONTRIB: 1})
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
-        self._names: set[str] = set()
 
     @property
     def data_name(self) -> str:
         """Name of the data file beside the model file."""
-        return f"{self.name}.data"
+        return self._lender.data_name if self._lender else f"{self.name}.data"
 
     @property
     def data_bytes(self) -> int:
         """Size of the data file once written."""
-        last = self.weights[-1] if self.weights else None
+        last = next(reversed(self.weights.values()), None)
         return last.offset + last.nbytes if last else 0
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> Value:
@@ -117,23 +120,30 @@ class Graph:
 
     def weight(self, name: str, dtype: str, shape: Sequence[int], blocks: Blocks) -> Value:
         """Declare an initializer in the data file; `blocks()` yields its content in order, along axis 0."""
-        if name in self._names:
+        if name in self.weights:
             raise AssertionError(f"initializer {name} declared twice")
-        self._names.add(name)
         kind = DTYPES[dtype]
-        nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-        alignment = PAGE if nbytes >= PAGE else LINE
-        offset = -(-self.data_bytes // alignment) * alignment
-        self.weights.append(Weight(name, dtype, int(nbytes), offset, blocks))
-        tensor = ir.ExternalTensor(self.data_name, offset, int(nbytes), kind, shape=ir.Shape(shape), name=name)
+        nbytes = int(np.prod(shape, dtype=np.int64) * kind.itemsize)
+        weight = self._lender.weights[name] if self._lender else self._placed(name, dtype, nbytes, blocks)
+        if (weight.dtype, weight.nbytes) != (dtype, nbytes):
+            raise AssertionError(f"{name} was written as {weight.nbytes} bytes of {weight.dtype}")
+        self.weights[name] = weight
+        tensor = ir.ExternalTensor(self.data_name, weight.offset, nbytes, kind, shape=ir.Shape(shape), name=name)
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind), const_value=tensor)
         self._graph.register_initializer(value)
         return value
 
+    def _placed(self, name: str, dtype: str, nbytes: int, blocks: Blocks) -> Weight:
+        """After the weights so far, aligned."""
+        alignment = PAGE if nbytes >= PAGE else LINE
+        return Weight(name, dtype, nbytes, -(-self.data_bytes // alignment) * alignment, blocks)
+
     def write(self, folder: Path, progress: Callable[[int], object]) -> None:
         """Write the model file and stream the data file into `folder`; `progress` gets bytes as they are written."""
+        if self._lender is not None:
+            raise AssertionError(f"{self.name} has no data file of its own")
         with (folder / self.data_name).open("wb") as file:
-            for weight in self.weights:
+            for weight in self.weights.values():
                 file.write(bytes(weight.offset - file.tell()))
                 dtype = NUMPY_DTYPES.get(weight.dtype, weight.dtype)
                 for block in weight.blocks():

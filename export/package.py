@@ -7,12 +7,13 @@ from pathlib import Path
 
 from export.blocks import Parts
 from export.blueprint import Blueprint, read_blueprint
-from export.calibration import BUILTIN, NONE, Calibration, calibrate
+from export.calibration import BUILTIN, NONE, Calibration, Results, calibrate, measure
 from export.checkpoint import Checkpoint
 from export.decoder import build_decoder, single_row_matrices
 from export.folder import partial_folder, put_in_place, require_free_output
 from export.folds import make_plan
 from export.graph import Graph
+from export.layer_graphs import LayerGraphs
 from export.layerwise import num_steps
 from export.probe import build_probe
 from export.vision import build_vision
@@ -32,8 +33,6 @@ from runtime.manifest import (
     Task,
     describe_file,
 )
-from runtime.model import Model
-from runtime.session import default_threads, require_providers
 from runtime.version import VERSION
 
 FLOAT = "fp32"
@@ -122,7 +121,11 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
                 calibration=calibration.record if calibration else None,
             )
             if calibration:
-                manifest = replace(manifest, loss=_measured_loss(partial, manifest, calibration, options, reporter))
+                reporter.start(num_steps(blueprint.config), "measuring the loss", "layer")
+                written = {graph.name: graph for graph in graphs}
+                package = LayerGraphs(checkpoint, blueprint.config, partial, plan, written)
+                found = measure(blueprint, package, calibration.samples, reporter.advance)
+                manifest = replace(manifest, loss=_loss(calibration, found, options, reporter.say))
             manifest = manifest.sealed()
             manifest.write(partial)
             require_free_output(output, options.force)  # it may have appeared meanwhile
@@ -140,13 +143,9 @@ def build_graphs(checkpoint: Checkpoint, blueprint: Blueprint, plan: Plan) -> tu
     return [decoder.graph, vision.graph], {**decoder.matrices, **vision.matrices}
 
 
-def _measured_loss(
-    folder: Path, manifest: Manifest, calibration: Calibration, options: ExportOptions, reporter: Reporter
-) -> Loss:
-    """Run the written package on the calibration samples. Raises CheckpointError below `min_cosine`."""
-    reporter.say("measuring the loss on the calibration samples")
-    model = Model(folder, manifest, require_providers(None, manifest.target, folder), default_threads())
-    agreement = calibration.agreement(model)
+def _loss(calibration: Calibration, found: Results, options: ExportOptions, say: Callable[[str], object]) -> Loss:
+    """How far the package's results are from float32. Raises CheckpointError below `min_cosine`."""
+    agreement = calibration.results.agreement(found)
     loss = Loss(
         agreement.cosine_mean,
         agreement.cosine_minimum,
@@ -154,16 +153,15 @@ def _measured_loss(
         agreement.kendall,
         agreement.largest,
     )
-    reporter.say(
+    say(
         f"against float32 on {agreement.count} samples: cosine {loss.cosine_mean:.5f} mean, "
         f"{loss.cosine_minimum:.5f} lowest; order of pairs (Kendall) {loss.kendall:.4f}"
     )
     if options.min_cosine is not None and loss.cosine_mean < options.min_cosine:
-        del model  # its weights need not be in memory twice
         raise CheckpointError(
-            f"{manifest.name} in {manifest.precision} reaches a mean cosine of {loss.cosine_mean:.5f} to float32, "
+            f"{options.name} in {options.precision} reaches a mean cosine of {loss.cosine_mean:.5f} to float32, "
             f"below --min-cosine {options.min_cosine}, and these layers cost most: "
-            f"{costliest(calibration.layer_losses(folder, manifest))}; "
+            f"{costliest(calibration.results.layer_losses(found))}; "
             "choose another precision or samples nearer to your use."
         )
     return loss

@@ -16,10 +16,12 @@ from export.blueprint import Blueprint, read_blueprint
 from export.calibration import BUILTIN, LAST_TOKEN_BOOST, load_samples
 from export.layerwise import num_steps
 from export.package import ExportOptions, Reporter, export_package
+from quant.agreement import embedding_agreement
 from quant.samples import builtin_items
 from runtime import Qwen3VLEmbedder
 from runtime.errors import CheckpointError, InputError
 from runtime.manifest import Manifest
+from runtime.model import Model
 
 INT8 = ExportOptions("tiny", "int8")
 
@@ -136,9 +138,10 @@ def test_the_samples_are_told_as_a_stage(tiny: Path, output: Path, blueprint: Bl
         stages.append((total, name, unit))
 
     export_package(tiny, output, replace(INT8, calibrate=str(own)), Reporter(lambda text: None, start, done.append))
-    assert stages[0] == (num_steps(blueprint.config), "calibration", "layer")
-    assert finished == [0, num_steps(blueprint.config)]
-    assert [name for _, name, _ in stages] == ["calibration", "weights"]
+    layers = num_steps(blueprint.config)
+    assert stages[0] == (layers, "calibration", "layer") and stages[2] == (layers, "measuring the loss", "layer")
+    assert [name for _, name, _ in stages] == ["calibration", "weights", "measuring the loss"]
+    assert finished[:2] == [0, layers] and sum(done) - finished[2] == layers
 
 
 def test_unusable_samples_leave_nothing(tiny: Path, output: Path, own: Path) -> None:
@@ -156,6 +159,25 @@ def test_unusable_samples_leave_nothing(tiny: Path, output: Path, own: Path) -> 
     (own / "d.jsonl").unlink()
     (own / "b.png").write_bytes(b"no picture")
     refused("sample 1: image")
+
+
+def test_the_loss_is_that_of_the_finished_package(
+    checkpoint: Callable[..., Path], output: Path, own: Path, blueprint: Blueprint
+) -> None:
+    """Measured layer by layer, and again here on the whole package."""
+    folder = checkpoint(TINY_2B, "embedding")
+    manifest = export_package(folder, output, replace(INT8, precision="int4", calibrate=str(own)))
+    float_package = output.with_name("float")
+    results = []
+    for package in (export_package(folder, float_package, replace(INT8, precision="fp32")), manifest):
+        model = Model(output if package is manifest else float_package, package, ["CPUExecutionProvider"], threads=2)
+        samples = load_samples(blueprint, str(own))
+        results.append([model.pooled([each.sequence], model.visual_features(each.visuals))[0] for each in samples])
+    agreement = embedding_agreement(np.stack(results[0]), np.stack(results[1]))
+    assert manifest.loss is not None
+    assert manifest.loss.cosine_mean == pytest.approx(agreement.cosine_mean, abs=1e-6)
+    assert manifest.loss.largest == pytest.approx(agreement.largest, abs=1e-5)
+    assert 1 - manifest.loss.cosine_mean > 1e-4
 
 
 def test_a_package_below_min_cosine_is_refused(tiny: Path, output: Path) -> None:

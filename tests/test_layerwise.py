@@ -1,5 +1,6 @@
-"""The float model run layer by layer gives what the float32 package gives, and measures what goes into each matrix."""
+"""A model run layer by layer gives what its package gives; of float32, what goes into each matrix is measured."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,14 @@ from qwen_tokenizer import Task
 from export.blueprint import read_blueprint
 from export.calibration import BUILTIN, load_samples
 from export.checkpoint import Checkpoint
+from export.decoder import single_row_matrices
+from export.layer_graphs import LayerGraphs
 from export.layerwise import Layerwise, Sample, num_steps
-from quant.statistics import Accumulator, InputStatistics
+from export.package import ExportOptions, build_graphs, export_package
+from quant.prompts import Prompt
+from quant.selection import Plan
+from quant.statistics import InputStatistics
+from quant.taps import TappedPackage
 from runtime.manifest import Manifest
 from runtime.model import Model
 
@@ -26,12 +33,12 @@ class Run:
     def __init__(self, folder: Path, task: Task, scratch: Path, choose: Callable[[Sample], bool]):
         blueprint = read_blueprint(folder, task, lambda text: None)
         self.samples = [sample for sample in load_samples(blueprint, BUILTIN) if choose(sample)]
-        self.config, steps, accumulator = blueprint.config, list[int](), Accumulator()
+        self.config, self.steps = blueprint.config, list[int]()
         with Checkpoint(folder) as weights:
-            states = Layerwise(weights, self.config, scratch, steps.append).run(self.samples, accumulator)
-            self.pooled = blueprint.head.apply(weights, states)
-        self.steps, self.states = steps, states
-        self.statistics: dict[str, InputStatistics] = accumulator.statistics()
+            layerwise = Layerwise(LayerGraphs(weights, self.config, scratch), self.steps.append)
+            self.states = layerwise.run(self.samples)
+            self.pooled = blueprint.head.apply(weights, self.states)
+        self.statistics: dict[str, InputStatistics] = layerwise.statistics.statistics()
 
 
 @pytest.fixture
@@ -73,6 +80,31 @@ def test_it_gives_what_the_package_gives(
     assert not list(scratch.iterdir())
 
 
+@pytest.mark.parametrize("precision", ["int8", "int8-portable", "int4"])
+def test_a_written_package_runs_layer_by_layer(checkpoint: Callable[..., Path], tmp_path: Path, precision: str) -> None:
+    """Its own bytes, on every hidden state and at the end; nothing is added to the folder."""
+    folder, output = checkpoint(TINY_8B, "reranker"), tmp_path / "package"
+    manifest = export_package(folder, output, ExportOptions("tiny", precision, calibrate="none"))
+    names = sorted(output.iterdir())
+    blueprint = read_blueprint(folder, "reranker", lambda text: None)
+    plan = Plan(precision, single_row=single_row_matrices(blueprint.config.text))
+    samples = [each for each in load_samples(blueprint, BUILTIN) if each.visuals or len(each.token_weight) < 120]
+    with Checkpoint(folder) as weights:
+        graphs, _ = build_graphs(weights, blueprint, plan)
+        package = LayerGraphs(weights, blueprint.config, output, plan, {graph.name: graph for graph in graphs})
+        layerwise = Layerwise(package, lambda count: None)
+        logits = blueprint.head.apply(weights, layerwise.run(samples))
+    whole = TappedPackage(output, manifest)
+    expected = np.stack([whole.pooled(Prompt(sample.sequence, sample.visuals), rows=1) for sample in samples])
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=CLOSE * np.abs(expected).max())
+    assert set(layerwise.hidden) == {name for name in whole.rows if name.endswith(":hidden")}
+    for name, rows in layerwise.hidden.items():
+        found, wanted = np.concatenate(rows), np.concatenate([each[:1] for each in whole.rows[name]])
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=CLOSE * np.abs(wanted).max())
+    assert not layerwise.statistics.statistics()
+    assert sorted(output.iterdir()) == names
+
+
 def test_texts_alone_leave_the_vision_encoder_out(checkpoint: Callable[..., Path], scratch: Path) -> None:
     run = Run(checkpoint(TINY_2B, "embedding"), "embedding", scratch, only_text)
     assert len(run.states) == len(run.samples) > 3
@@ -106,12 +138,13 @@ def test_statistics_of_patches_count_each_patch_once(checkpoint: Callable[..., P
 
 
 def test_an_error_leaves_nothing_behind(checkpoint: Callable[..., Path], scratch: Path) -> None:
-    def stop(count: int) -> None:
-        raise KeyboardInterrupt
-
+    """Nor is a file still mapped while the error is alive: Windows would not have deleted it."""
     folder = checkpoint(TINY_2B, "embedding")
     blueprint = read_blueprint(folder, "embedding", lambda text: None)
-    samples = load_samples(blueprint, BUILTIN)
-    with Checkpoint(folder) as weights, pytest.raises(KeyboardInterrupt):
-        Layerwise(weights, blueprint.config, scratch, stop).run(samples, Accumulator())
+    sample, other = load_samples(blueprint, BUILTIN)[:2]
+    broken = Sample(other.sequence, (), other.token_weight[1:])
+    with Checkpoint(folder) as weights, pytest.raises(Exception, match="broadcast"):
+        Layerwise(LayerGraphs(weights, blueprint.config, scratch), lambda count: None).run([sample, broken])
     assert not list(scratch.iterdir())
+    if sys.platform == "linux":
+        assert str(scratch) not in Path("/proc/self/maps").read_text(encoding="utf-8")

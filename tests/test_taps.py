@@ -12,9 +12,6 @@ from onnx_files import load
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
-from export.blueprint import read_blueprint
-from export.calibration import BUILTIN, calibrate
-from export.checkpoint import Checkpoint
 from export.package import ExportOptions, export_package
 from quant.prompts import package_encoder, prompts
 from quant.taps import TappedPackage
@@ -64,22 +61,6 @@ def test_packages_without_names_are_refused(package: Packages, tmp_path: Path) -
     replace(manifest, files=files).sealed().write(folder)
     with pytest.raises(PackageError, match="has no names for its hidden states, it is from an earlier version; export"):
         TappedPackage(folder, Manifest.read(folder))
-
-
-def test_calibration_runs_the_layers_that_the_package_has(
-    checkpoint: Callable[[Shape, Task], Path], package: Packages, tmp_path: Path
-) -> None:
-    folder, float_package = checkpoint(TINY_2B, "embedding"), package(TINY_2B, "embedding")
-    blueprint = read_blueprint(folder, "embedding", lambda text: None)
-    with Checkpoint(folder) as opened:
-        calibration = calibrate(blueprint, opened, BUILTIN, tmp_path, lambda count: None)
-    losses = calibration.layer_losses(float_package, Manifest.read(float_package))
-    assert len(losses) == TINY_2B.vision.depth + TINY_2B.text.num_hidden_layers
-    assert max(layer.loss for layer in losses) < 1e-10  # float32 sums in another order
-    quantised = package(TINY_2B, "embedding", "int4")
-    losses = calibration.layer_losses(quantised, Manifest.read(quantised))
-    decoder = [layer.loss for layer in losses if layer.name.startswith("layers")]
-    assert min(decoder) > 1e-3
 
 
 def test_an_export_below_min_cosine_says_which_layers(
