@@ -1,5 +1,11 @@
-"""The folder a package is written to: a hidden sibling first, renamed when whole, never half there."""
+"""The folder a package is written to: a hidden sibling first, renamed when whole, never half there.
 
+Siblings of `NAME`: `.NAME.partial` holds nothing of worth, `.NAME.old` a whole package that is being replaced
+(runtime/replacing.py), `.NAME.lock` is locked by the export that writes. An export that is killed leaves them to the
+next one.
+"""
+
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from runtime.errors import CheckpointError
 from runtime.manifest import MANIFEST_NAME
+from runtime.replacing import set_aside, take_back
 
 # Model files, tokenizer and manifest beside the weights.
 SPARE_BYTES = 64 * 2**20
@@ -26,17 +33,18 @@ def require_free_output(output: Path, force: bool) -> None:
 
 @contextmanager
 def partial_folder(output: Path, data_bytes: int) -> Iterator[Path]:
-    """A hidden sibling of `output` to write into; what a killed export left there is removed first.
+    """A hidden sibling of `output` to write into; what a killed export left there is put right first.
 
     Raises CheckpointError for a full disk, a folder that cannot be written and a second export to the same place.
     """
-    partial = output.with_name(f".{output.name}.partial")
+    partial = _partial(output)
     lock = FileLock(output.with_name(f".{output.name}.lock"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
             try:
-                shutil.rmtree(partial, ignore_errors=True)
+                take_back(output)
+                _discard_old(output)
                 _require_space(output.parent, data_bytes + SPARE_BYTES)
                 partial.mkdir()
                 yield partial
@@ -50,6 +58,22 @@ def partial_folder(output: Path, data_bytes: int) -> Iterator[Path]:
         raise CheckpointError(f"{output} cannot be written ({error}); nothing was left behind.") from error
 
 
+def _partial(output: Path) -> Path:
+    return output.with_name(f".{output.name}.partial")
+
+
+def _discard_old(output: Path) -> None:
+    """Remove the partial folder, and what was set aside if the new package stands.
+
+    The old one takes the partial one's name before it is removed file by file: nobody takes half of it back.
+    """
+    partial, old = _partial(output), set_aside(output)
+    shutil.rmtree(partial, ignore_errors=True)
+    if old.exists():
+        old.rename(partial)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -61,15 +85,40 @@ def _require_space(folder: Path, needed: int) -> None:
 
 def put_in_place(partial: Path, output: Path) -> None:
     """Rename into place; a package that is replaced goes only after the new one is there."""
-    old = output.with_name(f".{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    _flush(partial)
+    while not _renamed(partial, output):
+        pass
+    _sync(output.parent)
+    _discard_old(output)
+
+
+def _renamed(partial: Path, output: Path) -> bool:
+    """Try it; False where a reader, who found no package for a moment, took the old one back."""
     replaces = output.exists()
     if replaces:
-        output.rename(old)
+        output.rename(set_aside(output))
     try:
         partial.rename(output)
     except OSError:
-        if replaces:
-            old.rename(output)
+        if replaces and not set_aside(output).exists():
+            return False
+        take_back(output)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    return True
+
+
+def _flush(folder: Path) -> None:
+    """Have every file on the disk: a disk that is full only now says so, and a power cut finds them whole."""
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -74,7 +74,8 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
 
     Raises CheckpointError, and InputError for samples that cannot be used.
     """
-    output = output.absolute()  # "." has no name for a sibling
+    # "." has no name for a sibling, and a link is not what is replaced.
+    output = output.resolve() if output.is_symlink() else output.absolute()
     require_free_output(output, options.force)
     blueprint = read_blueprint(folder, options.task, reporter.say)
     calibrated = options.precision != FLOAT and options.calibrate != NONE
@@ -88,6 +89,7 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
             reporter.say(f"left out: {name} ({reason})")
         total = sum(graph.data_bytes for graph in graphs)
         with partial_folder(output, total) as partial:
+            require_free_output(output, options.force)  # a package may have been taken back
             calibration = None
             if calibrated:
                 reporter.start(num_steps(blueprint.config), "calibration", "layer")

@@ -124,11 +124,16 @@ def open_tensors(file: FileIO) -> list[Tensor]:
 
 
 def read_into(file: FileIO, target: NDArray[Any]) -> None:
-    """Fill a contiguous array from the file's position; CheckpointError where the file ends before."""
+    """Fill a contiguous array from the file's position; CheckpointError where the file ends before or fails."""
     view = target.data.cast("B")
     done = 0
     while done < len(view):  # one raw read may bring less than asked
-        count = file.readinto(view[done:])
+        try:
+            count = file.readinto(view[done:])
+        except OSError as error:
+            raise CheckpointError(
+                f"{file.name} cannot be read ({error.strerror}): check the disk it is on and run again."
+            ) from error
         if not count:
             raise CheckpointError(f"{file.name} ended while being read: leave it alone and run again.")
         done += count

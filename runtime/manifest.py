@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from runtime.errors import PackageError
+from runtime.replacing import take_back
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -165,6 +166,7 @@ class Manifest:
     def read(cls, folder: Path) -> Self:
         """The manifest of `folder`, sizes of its files checked. Raises PackageError."""
         path = folder / MANIFEST_NAME
+        take_back(folder)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):

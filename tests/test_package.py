@@ -123,13 +123,23 @@ def test_a_package_that_appears_meanwhile_is_kept(tiny: Path, output: Path, pack
     assert beside(output) == {"tiny"}
 
 
-def test_an_old_package_comes_back_if_the_new_one_cannot_be_renamed(output: Path) -> None:
+def test_an_old_package_comes_back_if_the_new_one_cannot_be_renamed(tmp_path: Path) -> None:
+    output = tmp_path / "tiny"
     output.mkdir()
     (output / MANIFEST_NAME).touch()
-    with pytest.raises(FileNotFoundError):
-        put_in_place(output.with_name("absent"), output)
+    with pytest.raises(OSError):  # nothing can be renamed into itself
+        put_in_place(tmp_path, output)
     assert beside(output) == {"tiny"}
     assert (output / MANIFEST_NAME).exists()
+
+
+def test_a_link_to_a_package_stays_a_link(tiny: Path, output: Path) -> None:
+    export_package(tiny, output, PLAIN)
+    link = output.with_name("link")
+    link.symlink_to(output, target_is_directory=True)
+    export_package(tiny, link, ExportOptions("new", force=True))
+    assert link.is_symlink() and Manifest.read(link).name == Manifest.read(output).name == "new"
+    assert beside(output) == {"tiny", "link"}
 
 
 def test_folders_on_the_way_are_made(tiny: Path, tmp_path: Path) -> None:

@@ -39,11 +39,11 @@ def output(tmp_path: Path) -> Path:
 def test_leftovers_of_a_killed_export_are_removed(
     tiny: Path, package: Packages, output: Path, options: ExportOptions
 ) -> None:
-    if options.force:
+    if options.force:  # killed when both were there
         shutil.copytree(package(TINY_2B, "embedding"), output)
-    for name in (".tiny.partial", ".tiny.old"):
-        output.with_name(name).mkdir()
-        (output.with_name(name) / DECODER).write_bytes(b"half")
+        shutil.copytree(package(TINY_2B, "embedding"), output.with_name(".tiny.old"))
+    output.with_name(".tiny.partial").mkdir()
+    (output.with_name(".tiny.partial") / DECODER).write_bytes(b"half")
     output.with_name(".tiny.lock").touch()  # held by nobody
     export_package(tiny, output, options)
     assert beside(output) == {"tiny"}
