@@ -12,6 +12,7 @@ import onnxruntime
 
 from bench.speed_cases import Case
 from bench.speed_package import open_model, prepare
+from runtime.graph import SessionGraph
 from runtime.session import open_session
 
 
@@ -26,12 +27,12 @@ def operator_shares(folder: Path, case: Case, threads: int) -> str:
                 self.enable_profiling = True
                 self.profile_file_prefix = str(Path(written) / "profile")
 
-        def open_profiling(path: Path, providers: Sequence[str], count: int) -> onnxruntime.InferenceSession:
+        def open_profiling(path: Path, providers: Sequence[str], count: int) -> SessionGraph:
             # The runtime's own options, and nothing but profiling beside them.
             with mock.patch("onnxruntime.SessionOptions", Profiling):
                 session = open_session(path, providers, count)
             opened.append((path.stem, session))
-            return session
+            return SessionGraph(session)
 
         run = prepare(open_model(folder, threads, open_profiling), case)
         run()

@@ -1,7 +1,6 @@
 """Peer of the speed benchmark: one of our packages. `python -m bench.speed_package PACKAGE THREADS`."""
 
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +8,16 @@ import onnxruntime
 
 from bench.speed_cases import IMAGE_PAD, MERGE, Case, input_ids, patches
 from bench.speed_worker import Run, reply_channel, serve
+from runtime.decoder import Prompt
 from runtime.encode import TokenSequence
+from runtime.graph import OpenGraph, open_graph
 from runtime.image import Visual
 from runtime.manifest import Manifest
 from runtime.model import Model
-from runtime.session import open_session, require_providers
-
-OpenGraph = Callable[[Path, Sequence[str], int], onnxruntime.InferenceSession]
+from runtime.session import require_providers
 
 
-def open_model(folder: Path, threads: int, open_graph: OpenGraph = open_session) -> Model:
+def open_model(folder: Path, threads: int, open_graph: OpenGraph = open_graph) -> Model:
     """The sessions of a package on the CPU."""
     manifest = Manifest.read(folder)
     return Model(folder, manifest, require_providers(None, manifest.target, folder), threads, open_graph)
@@ -35,8 +34,8 @@ def prepare(model: Model, case: Case) -> Run:
     sequences = [TokenSequence(ids, ids == IMAGE_PAD, blocks) for ids in input_ids(case)]
 
     def run() -> np.ndarray:
-        features = model.visual_features(visuals)
-        return model.pooled(sequences, features) if case.decoder else features[0].tokens
+        features = tuple(model.vision.features(visuals))
+        return model.pooled([Prompt(each, features) for each in sequences]) if case.decoder else features[0].tokens
 
     return run
 

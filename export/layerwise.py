@@ -14,8 +14,8 @@ from export.layer_graphs import Feeds, LayerGraphs, Step
 from quant.statistics import Accumulator
 from runtime.encode import TokenSequence
 from runtime.image import Visual
-from runtime.model import VisualFeatures
 from runtime.positions import PatchPositions, Rotary, patch_positions, text_rotary, token_positions
+from runtime.vision import VisualFeatures
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from export.reference import ReferenceStages
+from runtime.decoder import Prompt
 from runtime.encode import Loaded, TokenSequence
 from runtime.image import Visual
 from runtime.inputs import parse_content, parse_item, parse_request
-from runtime.model import VisualFeatures
 from runtime.package import Package
 from runtime.positions import token_positions
 from runtime.vectors import finish
@@ -101,15 +101,13 @@ class Stages:
         self.add("picture pixels", _pixels(visuals, videos=False), expected.pixel_values)
         self.add("video pixels", _pixels(visuals, videos=True), expected.pixel_values_videos)
         self.add("positions", token_positions(sequence.is_visual, sequence.blocks), expected.position_ids)
-        features = package.model.visual_features(visuals)
+        features = package.model.vision.features(visuals)
         if features:
-            joined = VisualFeatures(
-                np.concatenate([each.tokens for each in features]),
-                np.concatenate([each.deepstack for each in features], axis=1),
-            )
-            self.add("visual tokens", joined.tokens, expected.visual_tokens, relative=True)
-            self.add("DeepStack", joined.deepstack, expected.deepstack, relative=True)
-        return package.model.pooled([sequence], features)
+            tokens = np.concatenate([each.tokens for each in features])
+            deepstack = np.concatenate([each.deepstack for each in features], axis=1)
+            self.add("visual tokens", tokens, expected.visual_tokens, relative=True)
+            self.add("DeepStack", deepstack, expected.deepstack, relative=True)
+        return package.model.pooled([Prompt(sequence, tuple(features))])
 
     def add(
         self,

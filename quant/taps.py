@@ -15,6 +15,7 @@ import onnxruntime as ort
 from quant.losses import HIDDEN
 from quant.prompts import Prompt
 from runtime.errors import MissingExtraError, PackageError
+from runtime.graph import NOWHERE, Arrays, SessionGraph
 from runtime.manifest import Manifest
 from runtime.model import Model
 from runtime.session import default_threads, require_providers, session_options
@@ -22,14 +23,12 @@ from runtime.session import default_threads, require_providers, session_options
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-OUTPUT, STEP = ":output", "tap:step"
+OUTPUT, START, STEP = ":output", "tap:start", "tap:step"
 # The last product of the vision graph is an output of it, under another name.
 TOKENS, MERGED = "tokens", "model.visual.merger.linear_fc2.weight"
 # int8-per-token gives a product that a norm follows without the token's scale, then this is its last operator.
 UNSCALED_OPERATOR = "MatMulIntegerToFloat"
 PATCH_ROWS = 4  # patches read for each token: pictures are fewer than texts, and their values smaller
-
-Feeds = dict[str, np.ndarray]
 
 
 @dataclass(eq=False)
@@ -40,19 +39,20 @@ class TappedGraph:
     every run, spread over all of them and the last one first.
     """
 
-    session: ort.InferenceSession
+    graph: SessionGraph
     values: tuple[str, ...]
     unscaled: frozenset[str]
-    count_input: str
+    is_vision: bool
     wanted: int = 0
     rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
-    def run(self, names: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
-        """The outputs `names`, as onnxruntime's own run."""
-        available = int(np.prod(feeds[self.count_input].shape[:2]))
-        step = np.array([-max(1, -(-available // max(self.wanted, 1)))])
+    def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:
+        """As `Graph.run`."""
+        # Behind a prompt's own rows there may be padding.
+        available = int(np.prod(feeds["patches"].shape[:2]) if self.is_vision else feeds["query_lengths"].sum())
+        start, step = np.array([available - 1]), np.array([-max(1, -(-available // max(self.wanted, 1)))])
         values = self.values if self.wanted else ()
-        outputs = self.session.run([*names, *map(_rows_name, values)], {**feeds, STEP: step})
+        outputs = self.graph.run([*names, *map(_rows_name, values)], {**feeds, START: start, STEP: step}, into)
         for name, value in zip(values, outputs[len(names) :], strict=True):
             self.rows.setdefault(name, []).append(value)
         return list(outputs[: len(names)])
@@ -85,7 +85,7 @@ class TappedPackage:
         self._wanted = rows
         for graph in self._graphs:
             self._set_wanted(graph)
-        pooled: np.ndarray = self._model.pooled([prompt.sequence], self._model.visual_features(prompt.visuals))[0]
+        pooled: np.ndarray = self._model.pooled([self._model.prompt(prompt.sequence, prompt.visuals)])[0]
         return pooled
 
     def _opened(self, path: Path, providers: Sequence[str], threads: int) -> TappedGraph:
@@ -95,7 +95,7 @@ class TappedPackage:
         return graph
 
     def _set_wanted(self, graph: TappedGraph) -> None:
-        graph.wanted = self._wanted * (PATCH_ROWS if graph.count_input == "patches" else 1)
+        graph.wanted = self._wanted * (PATCH_ROWS if graph.is_vision else 1)
 
 
 def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGraph:
@@ -123,21 +123,21 @@ def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGra
     except Exception as error:  # onnxruntime's errors share no narrower base
         raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
     unscaled = frozenset(name for name, value in values.items() if outputs[value] == UNSCALED_OPERATOR)
-    return TappedGraph(session, tuple(values), unscaled, "patches" if is_vision else "input_ids")
+    return TappedGraph(SessionGraph(session), tuple(values), unscaled, is_vision)
 
 
 def _add_outputs(graph: "GraphProto", values: dict[str, str]) -> None:
-    """Every STEP-th row of each value [..., N], from the last one backwards, as an output [rows, N]."""
+    """Every STEP-th row of each value [..., N], backwards from row START or the last one, as an output [rows, N]."""
     from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
-    graph.input.append(helper.make_tensor_value_info(STEP, TensorProto.INT64, [1]))
+    graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in (START, STEP))
     # A slice backwards reaches the first row only with an end that lies before it.
-    for name, number in (("tap:last", -1), ("tap:before_first", -(2**62)), ("tap:axis", 0)):
+    for name, number in (("tap:before_first", -(2**62)), ("tap:axis", 0)):
         graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), name))
     for name, value in values.items():
         flat, rows = f"{name}:flat", _rows_name(name)
         graph.node.append(helper.make_node("Flatten", [value], [flat], axis=-1))
-        inputs = [flat, "tap:last", "tap:before_first", "tap:axis", STEP]
+        inputs = [flat, START, "tap:before_first", "tap:axis", STEP]
         graph.node.append(helper.make_node("Slice", inputs, [rows]))
         graph.output.append(ValueInfoProto(name=rows))
 

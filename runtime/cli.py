@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.embedder import BATCH_SIZE, Qwen3VLEmbedder
+from runtime.embedder import Qwen3VLEmbedder
 from runtime.encode import located
 from runtime.errors import InputError, Qwen3VLError
 from runtime.manifest import Manifest
+from runtime.model import BATCH_TOKENS
 from runtime.package import Skipped
 from runtime.reranker import Qwen3VLReranker
 from runtime.version import VERSION
@@ -51,14 +52,12 @@ def parser() -> argparse.ArgumentParser:
     )
     embed.add_argument("--dimensions", type=int, help="cut every vector to this many numbers (Matryoshka)")
     embed.add_argument("--no-normalize", action="store_true", help="leave the vectors' length as it is")
-    embed.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default {BATCH_SIZE}")
     rerank = commands.add_parser(
         "rerank", help="scores of documents for a query", formatter_class=argparse.RawTextHelpFormatter
     )
     _add_shared(rerank, "a document that is this text (may be repeated)", "a document that is this picture", "a video")
     rerank.add_argument("--query", help="the query's text")
     rerank.add_argument("--query-image", help="the query's picture")
-    rerank.add_argument("--batch-size", type=int, default=1, help="pairs a decoder call (default 1)")
     check = commands.add_parser("check", help="compare every file of a package with its SHA-256")
     check.add_argument("package", type=Path)
     return parser
@@ -92,6 +91,12 @@ def _add_shared(command: argparse.ArgumentParser, text: str, image: str, video: 
     command.add_argument("--max-pixels", type=int, help="most pixels of a picture (1,024 make one token)")
     command.add_argument("--fps", type=float, help="frames looked at for each second of video")
     command.add_argument("--max-frames", type=int, help="most frames of a video")
+    command.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=BATCH_TOKENS,
+        help=f"tokens that go through the decoder together; longer inputs go in pieces (default {BATCH_TOKENS:,})",
+    )
     command.add_argument("--threads", type=int, help="default: the CPUs this process may use")
     command.add_argument(
         "--on-error",
@@ -111,9 +116,7 @@ def _embed(options: argparse.Namespace) -> int:
     items += [{key: value} for key in ("text", "image", "video") for value in getattr(options, key)]
     if not items and not options.input:
         raise InputError("nothing to embed; give --text, --image, --video or --input.")
-    embedder = Qwen3VLEmbedder(
-        options.package, **_shared_options(options), dimensions=options.dimensions, batch_size=options.batch_size
-    )
+    embedder = Qwen3VLEmbedder(options.package, **_shared_options(options), dimensions=options.dimensions)
     skipped: list[Skipped] = []
     rows = embedder.process(
         [_with_instruction(item, options.instruction) for item in items],
@@ -142,7 +145,7 @@ def _rerank(options: argparse.Namespace) -> int:
         raise InputError(
             "nothing to rerank; give --query or --query-image, and documents by --text, --image or --video, or --input."
         )
-    reranker = Qwen3VLReranker(options.package, **_shared_options(options), batch_size=options.batch_size)
+    reranker = Qwen3VLReranker(options.package, **_shared_options(options))
     lost: list[str] = []
     for index, request in enumerate(requests):
         place = f"requests[{index}]: " if from_file else ""
@@ -181,6 +184,7 @@ def _shared_options(options: argparse.Namespace) -> dict[str, Any]:
         "max_pixels": options.max_pixels,
         "fps": options.fps,
         "max_frames": options.max_frames,
+        "batch_tokens": options.batch_tokens,
         "threads": options.threads,
         "show_progress": sys.stderr.isatty(),
     }

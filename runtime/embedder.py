@@ -1,19 +1,19 @@
 """`Qwen3VLEmbedder`: the reference's class of that name on onnxruntime."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from tqdm import tqdm
 
-from runtime.encode import Loaded, TokenSequence
 from runtime.errors import Qwen3VLError
 from runtime.inputs import parse_item, require_list
 from runtime.media import FetchLimits
+from runtime.model import BATCH_TOKENS
 from runtime.package import (
     OnError,
     Skipped,
-    batches,
     explain_torch_options,
     open_package,
     record_skips,
@@ -23,17 +23,17 @@ from runtime.package import (
 )
 from runtime.tokens import SpecialTokens
 from runtime.vectors import finish, require_dimensions
-
-BATCH_SIZE = 4
+from runtime.windows import Entry, Request
 
 
 class Qwen3VLEmbedder:
     """Embeds texts, pictures, videos and mixtures with a package made by `python -m export`.
 
     The options up to `default_instruction` are the reference's, with the same defaults (pixels, frames per second,
-    tokens). Keyword-only: `dimensions` cuts every vector (Matryoshka); `batch_size` inputs go through the decoder
-    together; `providers` and `threads` choose where onnxruntime runs; `special_tokens`, `strict_video_budget`,
-    `exact_resize` and `fetch` as in `runtime.encode.EncodeOptions`. Raises PackageError. Several threads may share one.
+    tokens). Keyword-only: `dimensions` cuts every vector (Matryoshka); `batch_tokens` go through the decoder together,
+    padding included, and longer inputs in pieces of as many; `providers` and `threads` choose where onnxruntime runs;
+    `special_tokens`, `strict_video_budget`, `exact_resize` and `fetch` as in `runtime.encode.EncodeOptions`. Raises
+    PackageError. Several threads may share one.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Qwen3VLEmbedder:
         default_instruction: str | None = None,
         *,
         dimensions: int | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_tokens: int = BATCH_TOKENS,
         show_progress: bool = False,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
@@ -72,7 +72,7 @@ class Qwen3VLEmbedder:
             "exact_resize": exact_resize,
             "fetch": fetch,
         }
-        self.batch_size, self.show_progress = require_positive("batch_size", batch_size), show_progress
+        self.batch_tokens, self.show_progress = require_positive("batch_tokens", batch_tokens), show_progress
         self.package = open_package(model_name_or_path, "embedding", given, providers, threads)
         self.dimensions = require_dimensions(dimensions, self.package.manifest.text.hidden_size)
 
@@ -92,39 +92,73 @@ class Qwen3VLEmbedder:
         """
         require_on_error(on_error)
         items = require_list(inputs)
-        width = require_dimensions(
-            self.dimensions if dimensions is None else dimensions, self.package.manifest.text.hidden_size
-        )
+        width = self._width(dimensions)
         rows = np.full((len(items), width), np.nan, np.float32)
-        skips: list[Skipped] = []
+        errors: dict[int, Qwen3VLError] = {}
+        entries = self._entries(items, None if on_error == "raise" else errors)
         with tqdm(total=len(items), disable=not self.show_progress, unit="input") as progress:
-            for indexes in batches(len(items), self.batch_size):
-                prepared = []
-                for index in indexes:
-                    try:
-                        prepared.append((index, *self._prepare(items[index], f"inputs[{index}]")))
-                    except Qwen3VLError as error:
-                        if on_error == "raise":
-                            raise
-                        skips.append(Skipped(index, error))
-                if prepared:
-                    kept, loaded, sequences = zip(*prepared, strict=True)
-                    rows[list(kept)] = finish(self._pooled(kept, loaded, sequences), width, normalize)
+            for indexes, pooled in self._pooled(entries):
+                rows[indexes] = finish(pooled, width, normalize)
                 progress.update(len(indexes))
-        record_skips(skips, skipped, f"of {len(items)} inputs")
+            progress.update(len(errors))
+        record_skips([Skipped(*each) for each in errors.items()], skipped, f"of {len(items)} inputs")
         return rows
 
-    def _prepare(self, item: object, where: str) -> tuple[Loaded, TokenSequence]:
-        parsed = parse_item(item, where)
-        loaded = self.package.encoder.load(parsed.content, parsed.fps, parsed.max_frames, where)
-        return loaded, self.package.encoder.embedding_sequence(loaded, parsed.instruction, where)
+    def stream(
+        self,
+        inputs: Iterable[object],
+        normalize: bool = True,
+        *,
+        dimensions: int | None = None,
+        on_error: OnError = "raise",
+        skipped: list[Skipped] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """As `process`, for inputs without end: a row float32 [dimensions] for each, in order.
 
-    def _pooled(
-        self, indexes: Sequence[int], loaded: Sequence[Loaded], sequences: Sequence[TokenSequence]
-    ) -> np.ndarray:
+        Inputs are read ahead as far as sorting them by length needs: eight calls of `batch_tokens`, at most 256. One
+        that cannot be used raises when its turn comes, after the rows of those before it.
+        """
+        require_on_error(on_error)
+        width = self._width(dimensions)
+        missing = np.full(width, np.nan, np.float32)
+        skips = [] if skipped is None else skipped
+        errors: dict[int, Qwen3VLError] = {}
+        done: dict[int, np.ndarray] = {}
+        turn = 0
+        # The empty group at the end lets go of inputs that failed after all others.
+        for indexes, pooled in chain(self._pooled(self._entries(inputs, errors)), [([], missing[None])]):
+            done |= zip(indexes, finish(pooled, width, normalize), strict=False)
+            while turn in done or turn in errors:
+                if turn in errors and on_error == "raise":
+                    raise errors[turn]
+                if turn in errors:
+                    skips.append(Skipped(turn, errors.pop(turn)))
+                yield done.pop(turn, missing)
+                turn += 1
+        if skipped is None:
+            record_skips(skips, None, f"of {turn} inputs")
+
+    def _width(self, dimensions: int | None) -> int:
+        chosen = self.dimensions if dimensions is None else dimensions
+        return require_dimensions(chosen, self.package.manifest.text.hidden_size)
+
+    def _entries(self, inputs: Iterable[object], errors: dict[int, Qwen3VLError] | None) -> Iterator[Entry]:
+        """Inputs as entries, one at a time; what is wrong with one is noted in `errors`, or raised without it."""
+        for index, item in enumerate(inputs):
+            where = f"inputs[{index}]"
+            try:
+                parsed = parse_item(item, where)
+                loaded = self.package.encoder.load(parsed.content, parsed.fps, parsed.max_frames, where)
+                sequence = self.package.encoder.embedding_sequence(loaded, parsed.instruction, where)
+            except Qwen3VLError as error:
+                if errors is None:
+                    raise
+                errors[index] = error
+                continue
+            yield Entry(index, sequence, loaded.visuals)
+
+    def _pooled(self, entries: Iterable[Entry]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Hidden states float32 [B, D] of the last tokens. Raises Qwen3VLError for a result that is not finite."""
-        model = self.package.model
-        features = model.visual_features([visual for each in loaded for visual in each.visuals])
-        pooled = model.pooled(sequences, features)
-        require_finite(pooled, [f"inputs[{index}]" for index in indexes], self.package.folder)
-        return pooled
+        for indexes, pooled in Request(self.package.model, self.batch_tokens).pooled(entries):
+            require_finite(pooled, [f"inputs[{index}]" for index in indexes], self.package.folder)
+            yield indexes, pooled

@@ -4,7 +4,6 @@ No graph runs here, so everything that can be wrong with an input is found befor
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from runtime.errors import InputError, Qwen3VLError
 from runtime.image import PatchGrid, Visual, image_visual
 from runtime.inputs import Content, VideoSource, looks_like_media, place
 from runtime.media import FetchLimits, ImageSource, content_name, load_image
+from runtime.notice import warn_caller
 from runtime.tokens import SPECIAL_TOKENS, PromptTokenizer, SpecialTokens
 from runtime.video import VideoOptions, frames_visual, video_visual
 
@@ -128,10 +128,9 @@ class Encoder:
         path_like = None if self._warned else next(filter(looks_like_media, texts), None)
         if path_like is not None:
             self._warned = True
-            warnings.warn(
+            warn_caller(
                 f"{where} {path_like!r:.80} looks like a picture's path or address and is embedded as text; "
-                "pass it as 'image' to embed the picture.",
-                stacklevel=5,  # the line that called `process`
+                "pass it as 'image' to embed the picture."
             )
         return (self.tokenizer.checked_text("".join(texts), self.options.special_tokens, where),) if texts else ()
 

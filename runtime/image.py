@@ -44,6 +44,11 @@ class Visual:
         """Visual tokens of one frame pair (or of the picture)."""
         return self.grid[1] * self.grid[2] // self.spatial_merge_size**2
 
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens of the picture, or of all frame pairs."""
+        return self.grid[0] * self.tokens_per_frame
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGBA over white by its alpha, every other mode by Pillow's own conversion (qwen_vl_utils.to_rgb)."""

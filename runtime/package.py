@@ -1,8 +1,7 @@
 """Opening a package: manifest, options, tokenizer and sessions, the same way for embedder and reranker."""
 
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from runtime.errors import InputError, PackageError, Qwen3VLError
 from runtime.image import PatchGrid
 from runtime.manifest import PROBE, TOKENIZER, Manifest, Task
 from runtime.model import Model
+from runtime.notice import warn_caller
 from runtime.probe import products_are_exact
 from runtime.session import default_threads, require_providers
 from runtime.tokens import PromptTokenizer
@@ -77,10 +77,9 @@ def open_package(
     vision = manifest.vision
     patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
     if PROBE in {file.name for file in manifest.files} and not products_are_exact(path / PROBE, available):
-        warnings.warn(
+        warn_caller(
             f"this processor multiplies int8 inexactly (x86 without VNNI), so {path} gives wrong vectors here; "
-            f"make the portable package: python -m export --model {manifest.source.checkpoint} --int8 --portable",
-            stacklevel=3,
+            f"make the portable package: python -m export --model {manifest.source.checkpoint} --int8 --portable"
         )
     encoder = Encoder(PromptTokenizer(path / TOKENIZER, manifest.tokens), patch, options)
     return Package(path, manifest, encoder, Model(path, manifest, available, threads or default_threads()))
@@ -93,18 +92,12 @@ def require_positive(name: str, value: object) -> int:
     return value
 
 
-def batches(count: int, size: int) -> Iterator[range]:
-    """0 … count - 1 in runs of `size`."""
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
-
-
 def explain_torch_options(options: Mapping[str, object]) -> None:
     """Answer the reference's torch-only keywords with a warning; TypeError for a keyword nobody knows."""
     if unknown := [name for name in options if name not in TORCH_OPTIONS]:
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
     for name in options:
-        warnings.warn(f"{name} has no effect here: {TORCH_OPTIONS[name]}.", stacklevel=3)
+        warn_caller(f"{name} has no effect here: {TORCH_OPTIONS[name]}.")
 
 
 def require_on_error(on_error: str) -> None:
@@ -118,10 +111,9 @@ def record_skips(skips: Sequence[Skipped], collected: list[Skipped] | None, amon
     if collected is not None:
         collected += skips
     elif skips:
-        warnings.warn(
+        warn_caller(
             f"{len(skips)} {among} were left out (NaN in the result; pass skipped=[] to collect why), "
-            f"the first: {skips[0].error}",
-            stacklevel=3,
+            f"the first: {skips[0].error}"
         )
 
 

@@ -35,10 +35,10 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray((noise + np.linspace(0, 135, size[1])[None, :, None]).astype(np.uint8))
 
 
-def results(folder: Path, among: list[dict[str, Any]], batch_size: int = 1) -> np.ndarray:
+def results(folder: Path, among: list[dict[str, Any]]) -> np.ndarray:
     """What a package of either task gives: unit vectors [N, D], or logits [N] of the documents for QUERY."""
     if Manifest.read(folder).task == "embedding":
-        return Qwen3VLEmbedder(folder, batch_size=batch_size).process(among)
-    scores = Qwen3VLReranker(folder, batch_size=batch_size).process({"query": QUERY, "documents": among})
+        return Qwen3VLEmbedder(folder).process(among)
+    scores = Qwen3VLReranker(folder).process({"query": QUERY, "documents": among})
     found: np.ndarray = np.log(scores) - np.log1p(np.negative(scores))
     return found

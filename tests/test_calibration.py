@@ -172,7 +172,7 @@ def test_the_loss_is_that_of_the_finished_package(
     for package in (export_package(folder, float_package, replace(INT8, precision="fp32")), manifest):
         model = Model(output if package is manifest else float_package, package, ["CPUExecutionProvider"], threads=2)
         samples = load_samples(blueprint, str(own))
-        results.append([model.pooled([each.sequence], model.visual_features(each.visuals))[0] for each in samples])
+        results.append([model.pooled([model.prompt(each.sequence, each.visuals)])[0] for each in samples])
     agreement = embedding_agreement(np.stack(results[0]), np.stack(results[1]))
     assert manifest.loss is not None
     assert manifest.loss.cosine_mean == pytest.approx(agreement.cosine_mean, abs=1e-6)

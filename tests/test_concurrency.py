@@ -45,7 +45,7 @@ def test_threads_share_an_embedder(package: Packages) -> None:
 
 
 def test_threads_share_a_reranker(package: Packages) -> None:
-    reranker = Qwen3VLReranker(package(TINY_2B, "reranker"), batch_size=2)
+    reranker = Qwen3VLReranker(package(TINY_2B, "reranker"))
     requests = [
         {"query": content(call), "documents": [content(call + 1), content(call + 2)]} for call in range(THREADS * CALLS)
     ]

@@ -96,11 +96,11 @@ def test_dimensions_are_cut_and_then_normalised(embedder: Qwen3VLEmbedder, folde
     assert always.process(ITEMS, dimensions=8).shape == (len(ITEMS), 8)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_tokens", [7, 64, 4096])
 def test_batches_change_neither_vectors_nor_their_order(
-    batch_size: int, embedder: Qwen3VLEmbedder, folder: Path
+    batch_tokens: int, embedder: Qwen3VLEmbedder, folder: Path
 ) -> None:
-    rows = Qwen3VLEmbedder(folder, batch_size=batch_size).process(ITEMS)
+    rows = Qwen3VLEmbedder(folder, batch_tokens=batch_tokens).process(ITEMS)
     assert np.abs(rows - embedder.process(ITEMS)).max() <= CLOSE
     assert np.abs(rows[::-1] - embedder.process(ITEMS[::-1])).max() <= CLOSE
 
@@ -139,7 +139,7 @@ def test_several_videos_count_in_their_order(embedder: Qwen3VLEmbedder, clip: Pa
 
 def test_sampling_options_of_item_and_constructor(embedder: Qwen3VLEmbedder, folder: Path, clip: Path) -> None:
     def tokens(embedder: Qwen3VLEmbedder, **options: Any) -> int:
-        return int(embedder._prepare({"video": clip, **options}, "here")[1].is_visual.sum())
+        return int(next(embedder._entries([{"video": clip, **options}], None)).sequence.is_visual.sum())
 
     per_pair = tokens(embedder, max_frames=2)
     # Six seconds at one frame a second are three pairs.
@@ -155,16 +155,16 @@ def test_sampling_options_of_item_and_constructor(embedder: Qwen3VLEmbedder, fol
 def test_a_pixel_budget_changes_a_picture(embedder: Qwen3VLEmbedder, folder: Path) -> None:
     large = {"image": picture(9, (256, 256))}
     small = Qwen3VLEmbedder(folder, max_pixels=128 * 128)
-    assert small._prepare(large, "here")[1].is_visual.sum() == 16
+    assert next(small._entries([large], None)).sequence.is_visual.sum() == 16
     assert np.abs(small.process([large]) - embedder.process([large])).max() > 1e-3
 
 
 def test_the_vision_encoder_waits_for_the_first_picture(folder: Path) -> None:
     embedder = Qwen3VLEmbedder(folder)
     embedder.process([TEXT, {}])
-    assert not embedder.package.model.vision_is_open
+    assert not embedder.package.model.vision.is_open
     embedder.process([{"image": PIXELS}])
-    assert embedder.package.model.vision_is_open
+    assert embedder.package.model.vision.is_open
 
 
 @pytest.mark.parametrize("shown", [True, False])

@@ -19,8 +19,10 @@ from export.folds import Place, make_plan, places
 from export.package import build_graphs
 from quant.fold import Fold
 from quant.selection import Plan
+from runtime.decoder import Prompt
 from runtime.manifest import DECODER, Manifest
-from runtime.model import Model, VisualFeatures
+from runtime.model import Model
+from runtime.vision import VisualFeatures
 
 CLOSE = 1e-5  # relative to the largest value
 FAR = 1e-3
@@ -61,10 +63,10 @@ class Case:
                 shutil.copyfile(self.package / graph, folder / graph)
         model = Model(folder, Manifest.read(self.package), ["CPUExecutionProvider"], threads=2)
         if part == VISION:
-            features = model.visual_features(sample.visuals)[0]
+            features = model.vision.features(sample.visuals)[0]
             return {"tokens": features.tokens, "deepstack": features.deepstack}
         features = VisualFeatures(inputs["tokens"], inputs["deepstack"])
-        return {"pooled": model.pooled([sample.sequence], [features])}
+        return {"pooled": model.pooled([Prompt(sample.sequence, (features,))])}
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:

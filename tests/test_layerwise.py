@@ -70,9 +70,7 @@ def test_it_gives_what_the_package_gives(
     run = Run(checkpoint(shape, task), task, scratch, everything)
     folder = package(shape, task)
     model = Model(folder, Manifest.read(folder), ["CPUExecutionProvider"], threads=2)
-    found = np.stack(
-        [model.pooled([sample.sequence], model.visual_features(sample.visuals))[0] for sample in run.samples]
-    )
+    found = np.stack([model.pooled([model.prompt(sample.sequence, sample.visuals)])[0] for sample in run.samples])
     assert run.pooled.shape == ((len(found), shape.text.hidden_size) if task == "embedding" else (len(found),))
     assert np.abs(run.pooled - found).max() <= CLOSE * np.abs(found).max()
     assert set(run.statistics) == set(Manifest.read(folder).matrices) - {"model.language_model.embed_tokens.weight"}

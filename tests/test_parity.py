@@ -9,14 +9,14 @@ from parity_cases import SCRIPTS, embedding_items, picture, rerank_requests
 from random_checkpoint import TINY_2B, TINY_8B, Shape
 from video_files import write_video
 
-import runtime.model
+import runtime.decoder
 from export.parity import BOUNDS, VIDEO_BOUNDS, compare_embedding, compare_score
 from export.reference import ReferenceEmbedder, ReferenceReranker
 from export.reference_prompt import ReferenceOptions
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.image import Visual
-from runtime.model import VisualFeatures
 from runtime.positions import token_positions
+from runtime.vision import VisualFeatures
 
 Factory = Callable[[Shape, str], Path]
 Fault = Callable[[Qwen3VLEmbedder, pytest.MonkeyPatch], None]
@@ -51,8 +51,8 @@ def test_a_mixed_batch_equals_the_reference_and_single_runs(
     reference = ReferenceEmbedder(checkpoint(shape, "embedding"))
     items = list(embedding_items(tmp_path, clip).values())
     expected = reference.embed(items)
-    together = Qwen3VLEmbedder(package(shape, "embedding"), batch_size=len(items)).process(items)
-    single = Qwen3VLEmbedder(package(shape, "embedding"), batch_size=1).process(items)
+    embedder = Qwen3VLEmbedder(package(shape, "embedding"))
+    together, single = embedder.process(items), np.concatenate([embedder.process([item]) for item in items])
     np.testing.assert_allclose(together, expected, atol=VIDEO_BOUNDS["embedding"], rtol=0)
     np.testing.assert_allclose(together, single, atol=1e-6, rtol=0)
 
@@ -105,17 +105,17 @@ def test_a_long_pair_is_cut_as_the_reference_cuts(checkpoint: Factory, package: 
 
 def without_deepstack(embedder: Qwen3VLEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
     model = embedder.package.model
-    run = model.visual_features
+    run = model.vision.features
 
     def zeroed(visuals: list[Visual]) -> list[VisualFeatures]:
         return [VisualFeatures(each.tokens, np.zeros_like(each.deepstack)) for each in run(visuals)]
 
-    monkeypatch.setattr(model, "visual_features", zeroed)
+    monkeypatch.setattr(model.vision, "features", zeroed)
 
 
 def swap_height_and_width(embedder: Qwen3VLEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        runtime.model, "token_positions", lambda visual, blocks: token_positions(visual, blocks)[[0, 2, 1]]
+        runtime.decoder, "token_positions", lambda visual, blocks: token_positions(visual, blocks)[[0, 2, 1]]
     )
 
 

@@ -14,7 +14,7 @@ from random_checkpoint import TINY_2B, Shape
 from runtime import Qwen3VLReranker
 from runtime.image import Visual
 from runtime.inputs import parse_content
-from runtime.model import VisualFeatures
+from runtime.vision import VisualFeatures
 
 Packages = Callable[[Shape, Task], Path]
 CLOSE = 1e-6  # float32 sums in another order
@@ -63,7 +63,7 @@ def test_no_documents_no_scores(reranker: Qwen3VLReranker) -> None:
 @pytest.mark.parametrize("query", [QUERY, {"image": picture(7)}], ids=["text", "picture"])
 def test_batches_do_not_change_scores(query: Any, reranker: Qwen3VLReranker, folder: Path) -> None:
     request = {"query": query, "documents": DOCUMENTS}
-    scores = Qwen3VLReranker(folder, batch_size=4).process(request)
+    scores = Qwen3VLReranker(folder, batch_tokens=100).process(request)
     assert scores == pytest.approx(reranker.process(request), abs=CLOSE)
 
 
@@ -93,28 +93,29 @@ def test_the_querys_picture_is_encoded_once(
     picture(5).save(path)
     query = {"image": str(path), "text": "like this"}
     separate = [reranker.process({"query": query, "documents": [each]})[0] for each in DOCUMENTS]
-    model, seen = reranker.package.model, 0
-    encode = model.visual_features
+    vision, seen = reranker.package.model.vision, 0
+    encode = vision.features
 
     def counted(visuals: Sequence[Visual]) -> list[VisualFeatures]:
         nonlocal seen
         seen += len(visuals)
         return encode(visuals)
 
-    monkeypatch.setattr(model, "visual_features", counted)
-    assert reranker.process({"query": query, "documents": DOCUMENTS}) == separate
+    monkeypatch.setattr(vision, "features", counted)
+    scores = reranker.process({"query": query, "documents": DOCUMENTS})
+    assert scores == pytest.approx(separate, abs=CLOSE)
     assert seen == 1 + sum("image" in each or "video" in each for each in DOCUMENTS)
 
 
 def test_pictures_of_both_sides_stand_in_their_own_places(folder: Path) -> None:
-    reranker = Qwen3VLReranker(folder, batch_size=2)
+    reranker = Qwen3VLReranker(folder)
     query, documents = {"image": picture(5)}, [{"image": picture(6)}, {"image": [picture(7), picture(8)]}]
     encoder, model = reranker.package.encoder, reranker.package.model
     expected = []
     for document in documents:
         asked, offered = (encoder.load(parse_content(side, "here"), None, None, "here") for side in (query, document))
         sequence = encoder.rerank_sequence(asked, offered, None, "here")
-        logit = model.pooled([sequence], model.visual_features([*asked.visuals, *offered.visuals]))[0]
+        logit = model.pooled([model.prompt(sequence, [*asked.visuals, *offered.visuals])])[0]
         expected.append(1 / (1 + np.exp(-logit)))
     assert reranker.process({"query": query, "documents": documents}) == pytest.approx(expected, abs=CLOSE)
 
@@ -122,9 +123,9 @@ def test_pictures_of_both_sides_stand_in_their_own_places(folder: Path) -> None:
 def test_text_alone_leaves_the_vision_encoder_closed(folder: Path) -> None:
     reranker = Qwen3VLReranker(folder)
     reranker.process({"query": QUERY, "documents": [{"text": "water birds"}, {}]})
-    assert not reranker.package.model.vision_is_open
+    assert not reranker.package.model.vision.is_open
     reranker.process({"query": QUERY, "documents": [{"image": picture(1)}]})
-    assert reranker.package.model.vision_is_open
+    assert reranker.package.model.vision.is_open
 
 
 def test_frames_of_the_request_hold_for_both_sides(reranker: Qwen3VLReranker) -> None:

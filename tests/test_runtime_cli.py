@@ -76,7 +76,7 @@ def test_embed_prints_what_process_returns(run: Run, embedding: str, picture: st
 
 def test_embed_passes_its_options_on(run: Run, embedding: str, picture: str) -> None:
     arguments = ["embed", embedding, "--image", picture, "--dimensions", 8, "--max-pixels", 4096, "--threads", 1]
-    code, out, err = run(*arguments, "--no-normalize", "--batch-size", 1)
+    code, out, err = run(*arguments, "--no-normalize", "--batch-tokens", 64)
     embedder = Qwen3VLEmbedder(embedding, max_pixels=4096, threads=1)
     rows = embedder.process([{"image": picture}], normalize=False, dimensions=8)
     assert (code, err) == (0, "")
@@ -167,7 +167,7 @@ def test_errors_are_one_line_on_stderr(run: Run, embedding: str, reranking: str,
         (["embed", tmp_path / "gone", *text], f"{tmp_path / 'gone'} does not exist; pass the folder"),
         (["embed", reranking, *text], f"{reranking} is a reranker package; open it with Qwen3VLReranker or"),
         (["embed", embedding, *text, "--dimensions", 65], "dimensions is 65, expected a whole number from 1 to 64."),
-        (["embed", embedding, *text, "--batch-size", 0], "batch_size is 0, expected a positive whole number."),
+        (["embed", embedding, *text, "--batch-tokens", 0], "batch_tokens is 0, expected a positive whole number."),
         (["embed", embedding, *text, "--fps", -1], "fps is -1.0, expected a positive number."),
         (["embed", embedding, *text, "--output", "rows.txt"], "--output rows.txt ends in neither .npy nor .jsonl;"),
         (["embed", embedding, *text, "--output", "gone/rows.npy"], "--output "),

@@ -29,7 +29,7 @@ def test_reading_the_inside_changes_nothing(package: Packages, precision: str) -
     tapped, model = TappedPackage(folder, manifest), Model(folder, manifest, ["CPUExecutionProvider"], 1)
     for make in prompts(package_encoder(folder, manifest), "embedding", None)[15:]:
         prompt = make()
-        expected = model.pooled([prompt.sequence], model.visual_features(prompt.visuals))[0]
+        expected = model.pooled([model.prompt(prompt.sequence, prompt.visuals)])[0]
         np.testing.assert_allclose(tapped.pooled(prompt, rows=3), expected, rtol=0, atol=1e-5)
     assert {len(rows) for rows in tapped.rows["layers.0:hidden"]} == {3}
     assert {len(rows) for rows in tapped.rows["layers.3:hidden"]} == {1}

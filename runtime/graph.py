@@ -1,0 +1,52 @@
+"""One graph of a package, open: named arrays in, named arrays out, some of them written where the caller says."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from runtime.session import open_session
+
+Arrays = Mapping[str, np.ndarray]
+NOWHERE: Arrays = {}
+
+
+class Graph(Protocol):
+    """What a model needs of an open graph; runs may overlap in several threads."""
+
+    def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:
+        """The outputs `names`. Each output named in `into` is written to that contiguous array instead.
+
+        An array may be fed and written at once: GroupQueryAttention then appends to its past without a copy.
+        """
+
+
+OpenGraph = Callable[[Path, Sequence[str], int], Graph]
+
+
+class SessionGraph:
+    """A graph in an onnxruntime session of its own."""
+
+    def __init__(self, session: ort.InferenceSession):
+        self._session = session
+
+    def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:
+        """As `Graph.run`."""
+        if not into:
+            return list(self._session.run(names, feeds))
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name, array in into.items():
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for name in names:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return [value.numpy() for value in binding.get_outputs()[len(into) :]]
+
+
+def open_graph(path: Path, providers: Sequence[str], threads: int) -> SessionGraph:
+    """Open a package's graph; `providers` as from `require_providers`. Raises PackageError."""
+    return SessionGraph(open_session(path, providers, threads))

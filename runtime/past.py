@@ -1,0 +1,63 @@
+"""Keys and values of tokens already seen, so that what follows them need not run them again.
+
+Shapes: B rows, C capacity, P tokens held, H key/value heads, h head_dim.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.manifest import TextConfig
+
+KINDS = ("key", "value")
+
+
+@dataclass(eq=False)
+class Past:
+    """The past of B rows that all hold the same P tokens.
+
+    `buffers[kind][layer]` float32 [B, H, C, h], for every layer but the last: the graph appends to them in place, what
+    lies behind P is left over from before. `last[kind]` float32 [B, H, P, h]: the last layer's grow by concatenation.
+    """
+
+    length: int
+    buffers: dict[str, list[np.ndarray]]
+    last: dict[str, np.ndarray]
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.last["key"])
+
+    @property
+    def capacity(self) -> int:
+        """C: no row may grow longer."""
+        return int(self.buffers["key"][0].shape[2])
+
+    def repeated(self, rows: int, capacity: int) -> "Past":
+        """The tokens of the first row in each of `rows` new ones, with room for `capacity` tokens."""
+        buffers = {kind: [self._grown(old, rows, capacity) for old in self.buffers[kind]] for kind in KINDS}
+        last = {kind: np.repeat(self.last[kind][:1], rows, axis=0) for kind in KINDS}
+        return Past(self.length, buffers, last)
+
+    def first(self, rows: int) -> "Past":
+        """A view of the first `rows` rows."""
+        buffers = {kind: [array[:rows] for array in self.buffers[kind]] for kind in KINDS}
+        return Past(self.length, buffers, {kind: self.last[kind][:rows] for kind in KINDS})
+
+    def cut(self, length: int) -> "Past":
+        """A view that holds the first `length` tokens only: what came later never changed them."""
+        last = {kind: np.ascontiguousarray(self.last[kind][:, :, :length]) for kind in KINDS}
+        return Past(length, self.buffers, last)
+
+    def _grown(self, old: np.ndarray, rows: int, capacity: int) -> np.ndarray:
+        new = np.zeros((rows, old.shape[1], capacity, old.shape[3]), np.float32)
+        new[:, :, : self.length] = old[:1, :, : self.length]
+        return new
+
+
+def empty_past(text: TextConfig, rows: int, capacity: int) -> Past:
+    """A past of no tokens. Memory is taken as it fills: 8 · H · h bytes a token, row and layer."""
+    shape = (rows, text.num_key_value_heads, capacity, text.head_dim)
+    buffers = {kind: [np.zeros(shape, np.float32) for _ in range(text.num_hidden_layers - 1)] for kind in KINDS}
+    return Past(0, buffers, {kind: np.zeros((rows, shape[1], 0, shape[3]), np.float32) for kind in KINDS})
