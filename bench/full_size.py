@@ -7,25 +7,17 @@ counts it. Needs about 14 GB of disk for 2B in float32, and 20 GB of memory for 
 """
 
 import argparse
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-KILOBYTES = 1e6 if sys.platform != "darwin" else 1e9  # ru_maxrss is in KB, on macOS in bytes
+from process_cost import run
 
 
 def step(name: str, command: list[str]) -> None:
     """Run one command, then print its wall seconds and peak resident set."""
-    before = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=sys.stderr)
-    _, status, usage = os.wait4(process.pid, 0)  # the only way to one child's own peak
-    seconds = time.perf_counter() - before
-    print(f"| {name} | {seconds:.0f} s | {usage.ru_maxrss / KILOBYTES:.2f} GB |", flush=True)
-    if status:
-        raise SystemExit(f"{name} failed with status {status}")
+    cost = run(command)
+    print(f"| {name} | {cost.wall:.0f} s | {cost.resident / 1e9:.2f} GB |", flush=True)
+    if cost.status:
+        raise SystemExit(f"{name} failed with status {cost.status}")
 
 
 def main() -> None:
