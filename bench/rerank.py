@@ -19,34 +19,14 @@ from runtime import Qwen3VLReranker
 from runtime.inputs import parse_request
 from runtime.windows import Entry, Request
 
-WORDS = [
-    "the",
-    "river",
-    "bends",
-    "around",
-    "an",
-    "old",
-    "mill",
-    "where",
-    "boats",
-    "wait",
-    "for",
-    "rain",
-    "and",
-    "nobody",
-    "counts",
-    "the",
-    "days",
-    "of",
-    "summer",
-]
+WORDS = "the river bends around an old mill where boats wait for rain and nobody counts summer days"
 PICTURE = (1024, 1024)  # pixels: 32 × 32 = 1,024 visual tokens
 Way = Callable[[Qwen3VLReranker, dict[str, Any]], list[float]]
 
 
 def text(tokens: int, seed: int) -> str:
     """About as many tokens as words."""
-    return " ".join(np.random.default_rng(seed).choice(WORDS, tokens))
+    return " ".join(np.random.default_rng(seed).choice(WORDS.split(), tokens))
 
 
 def requests() -> Iterator[tuple[str, dict[str, Any]]]:
