@@ -2,6 +2,7 @@
 
 Shapes: B batch, S new tokens, C past capacity, D hidden, h head_dim, V visual tokens, L DeepStack layers.
 The last layer computes keys and values for every token and everything else for the last one only.
+S is even: MatMulNBits multiplies rows in pairs, and calculates a row left over in another order.
 """
 
 import numpy as np
@@ -48,13 +49,6 @@ def build_decoder(parts: Parts, config: TextConfig, num_deepstack: int, head: He
     return graph
 
 
-def single_row_matrices(config: TextConfig) -> frozenset[str]:
-    """The products of the last layer that see one row a prompt: all but those of its keys and values."""
-    prefix = f"{PREFIX}.layers.{config.num_hidden_layers - 1}"
-    attention = [f"{prefix}.self_attn.{name}_proj.weight" for name in ("q", "o")]
-    return frozenset(attention + [f"{prefix}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")])
-
-
 class Lengths:
     """The graph inputs that say how long each row and its past are.
 
@@ -75,12 +69,16 @@ class LastToken:
     last_index [B,1,1]     index of the last new token in S
     token_mask [B,S,1]     which of the S tokens are not padding
     last_mask [B,1,1,C+S]  which keys it sees; the last layer's present is the whole past, then the new tokens
+
+    The token is taken twice, so that the rows are even: MatMulNBits calculates a row left over in another order.
     """
 
     def __init__(self, graph: Graph):
-        self.last_index = graph.input("last_index", "int64", ["B", 1, 1])
+        index = graph.input("last_index", "int64", ["B", 1, 1])
+        self.index_twice = graph.op("Concat", index, index, axis=1)  # [B,2,1]
         self.token_mask = graph.input("token_mask", "bool", ["B", "S", 1])
-        self.last_mask = graph.input("last_mask", "bool", ["B", 1, 1, "C+S"])
+        mask = graph.input("last_mask", "bool", ["B", 1, 1, "C+S"])
+        self.mask_twice = graph.op("Concat", mask, mask, axis=2)  # [B,1,2,C+S]
 
 
 class DecoderLayer:
@@ -120,13 +118,13 @@ class DecoderLayer:
         return self._output_and_mlp(hidden, attended)
 
     def last_token(self, hidden: Value, rotary: tuple[Value, Value], last: LastToken) -> Value:
-        """hidden [B,S,D] → [B,1,D]: one query a row, so Attention-23 with a mask."""
+        """hidden [B,S,D] → [B,1,D]: one query a row, twice, so Attention-23 with a mask."""
         # GroupQueryAttention leaves padding rows undefined; here a key's NaN would pass through the mask.
         zero = self.graph.constant(np.array(0, np.float32))
         x = self.graph.op("Where", last.token_mask, self._norm(hidden, "input_layernorm"), zero)
         key, value = linears(self.parts, x, [self._projection(name) for name in ("k", "v")])
         x_last, cos, sin, residual = (
-            self.graph.op("GatherND", every, last.last_index, batch_dims=1)  # [B,1,...]
+            self.graph.op("GatherND", every, last.index_twice, batch_dims=1)  # [B,2,...]
             for every in (x, *rotary, hidden)
         )
         query = linears(self.parts, x_last, [self._projection("q")])[0]
@@ -136,7 +134,7 @@ class DecoderLayer:
                 self._head_norm_and_rotary(query, "q", (cos, sin)),
                 self._head_norm_and_rotary(key, "k", rotary),
                 value,
-                last.last_mask,
+                last.mask_twice,
                 self.past_key,
                 self.past_value,
             ],
@@ -147,7 +145,8 @@ class DecoderLayer:
             },
         )
         self._declare_present(present_key, present_value)
-        return self._output_and_mlp(residual, attended)
+        both = self._output_and_mlp(residual, attended)  # [B,2,D]
+        return self.graph.op("Gather", both, self.graph.constant(np.array([0], np.int64)), axis=1)
 
     def _norm(self, x: Value, name: str) -> Value:
         sizes = self.config.hidden_size, self.config.rms_norm_eps

@@ -63,6 +63,7 @@ class Layerwise:
                 for position, sample in enumerate(samples):
                     feeds = self._decoder_feeds(index, states[position], rotaries[position], sample.token_weight)
                     state = step.run(feeds, self.statistics, float(sample.token_weight.sum()))["next"]
+                    state = state[:, : len(sample.token_weight)]
                     if index < len(levels[position]):
                         state[0, sample.sequence.is_visual] += levels[position][index]
                     states[position] = state
@@ -108,21 +109,27 @@ class Layerwise:
     def _decoder_feeds(self, index: int, state: np.ndarray, rotary: Rotary, token_weight: np.ndarray) -> Feeds:
         text, length = self.graphs.config.text, state.shape[1]
         past = np.zeros((1, text.num_key_value_heads, 0, text.head_dim), np.float32)
+        # A package takes an even number of tokens; what is measured must not see padding.
+        padding = length % 2 if self.graphs.written else 0
+        valid = np.arange(length + padding) < length
+        hidden, cos, sin = (
+            np.pad(each, [(0, 0), (0, padding), (0, 0)]) for each in (state, rotary.cos[None], rotary.sin[None])
+        )
         feeds = {
-            "hidden": state,
-            "rotary_cos": rotary.cos[None],
-            "rotary_sin": rotary.sin[None],
+            "hidden": hidden,
+            "rotary_cos": cos,
+            "rotary_sin": sin,
             f"past_key.{index}": past,
             f"past_value.{index}": past,
         }
         if self.graphs.pools(index):
             feeds["last_index"] = np.array([[[length - 1]]], np.int64)
-            feeds["token_mask"] = np.ones((1, length, 1), bool)
-            feeds["last_mask"] = np.ones((1, 1, 1, length), bool)
+            feeds["token_mask"] = valid.reshape(1, -1, 1)
+            feeds["last_mask"] = valid.reshape(1, 1, 1, -1)
             return feeds
         feeds["query_lengths"] = np.array([length], np.int32)
         feeds["last_position"] = np.array([length - 1], np.int32)
-        feeds["capacity"] = np.array(length, np.int32)
+        feeds["capacity"] = np.array(len(valid), np.int32)
         return feeds | ({} if self.graphs.written else {"token_weight": token_weight[:, None]})
 
     def _token_states(self, samples: Sequence[Sample], features: Sequence[VisualFeatures]) -> list[np.ndarray]:

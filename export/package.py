@@ -9,7 +9,7 @@ from export.blocks import Parts
 from export.blueprint import Blueprint, read_blueprint
 from export.calibration import BUILTIN, NONE, Calibration, Results, calibrate, measure
 from export.checkpoint import Checkpoint
-from export.decoder import build_decoder, single_row_matrices
+from export.decoder import build_decoder
 from export.folder import partial_folder, put_in_place, require_free_output
 from export.folds import make_plan
 from export.graph import Graph
@@ -82,7 +82,7 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
     if options.min_cosine is not None and not calibrated:
         raise CheckpointError("--min-cosine needs a quantised precision and calibration samples to compare on.")
     with Checkpoint(folder) as checkpoint:
-        plan = Plan(options.precision, options.int4_block, single_row=single_row_matrices(blueprint.config.text))
+        plan = Plan(options.precision, options.int4_block)
         graphs, matrices = build_graphs(checkpoint, blueprint, plan)
         checkpoint.require_all_used()
         for name, reason in checkpoint.ignored.items():

@@ -123,7 +123,13 @@ def _shuffle(parts: Parts, config: VisionConfig, x: Value) -> Value:
 
 
 def _merge(parts: Parts, config: VisionConfig, prefix: str, x: Value) -> Value:
-    width = config.hidden_size * config.spatial_merge_size**2
+    """x [R,M·D] → [R,out], over an even number of rows: MatMulNBits calculates a row left over in another order."""
+    graph, width = parts.graph, config.hidden_size * config.spatial_merge_size**2
+    start, two = (graph.constant(np.array([number], np.int64)) for number in (0, 2))
+    rows = graph.op("Shape", x, start=0, end=1)  # [1]
+    first = graph.op("Slice", x, start, graph.op("Mod", rows, two))  # [R mod 2,M·D]
+    x = graph.op("Concat", x, first, axis=0)
     x = linear(parts, x, f"{prefix}.linear_fc1", (width, width), bias=True)
-    x = parts.graph.op("Gelu", x)  # exact here, tanh in the blocks
-    return linear(parts, x, f"{prefix}.linear_fc2", (config.out_hidden_size, width), bias=True)
+    x = graph.op("Gelu", x)  # exact here, tanh in the blocks
+    x = linear(parts, x, f"{prefix}.linear_fc2", (config.out_hidden_size, width), bias=True)
+    return graph.op("Slice", x, start, rows)

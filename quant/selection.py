@@ -26,14 +26,13 @@ MASSIVE_RATIO = 200.0
 class Plan:
     """How the matrices of one package are stored.
 
-    `massive`: matrices whose input has massive activations; `single_row`: matrices that may see one row only;
-    `folds` and `importance` (mean square of each input) by name, empty without calibration.
+    `massive`: matrices whose input has massive activations; `folds` and `importance` (mean square of each input) by
+    name, empty without calibration.
     """
 
     precision: str
     int4_block: int = INT4_BLOCKS[0]
     massive: frozenset[str] = frozenset()
-    single_row: frozenset[str] = frozenset()
     folds: Mapping[str, Fold] = field(default_factory=dict)
     importance: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -54,9 +53,6 @@ class Plan:
         if self.precision == "int8-portable":
             return Blockwise(8, INT8_BLOCK, symmetric=True)
         if self.precision == "int4" and name.startswith(DECODER):
-            # Asymmetric 4-bit is wrong for a single row on AVX2, so what may see one is 8-bit.
-            if name in self.single_row:
-                return Blockwise(8, INT8_BLOCK, symmetric=True)
             return Blockwise(4, self.int4_block, symmetric=False)
         return Blockwise(8, INT8_BLOCK, symmetric=True) if name in self.massive else PerToken()
 

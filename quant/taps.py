@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto
 
 OUTPUT, START, STEP = ":output", "tap:start", "tap:step"
-# The last product of the vision graph is an output of it, under another name.
-TOKENS, MERGED = "tokens", "model.visual.merger.linear_fc2.weight"
+TOKENS = "tokens"  # an output of the vision graph
 # int8-per-token gives a product that a norm follows without the token's scale, then this is its last operator.
 UNSCALED_OPERATOR = "MatMulIntegerToFloat"
 PATCH_ROWS = 4  # patches read for each token: pictures are fewer than texts, and their values smaller
@@ -113,8 +112,6 @@ def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGra
             "export the package again with the installed one."
         )
     is_vision = TOKENS in outputs
-    if is_vision:
-        values[MERGED] = TOKENS
     _add_outputs(model.graph, values)
     options = session_options(threads)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.manifest import Manifest
+from runtime.model import BATCH_TOKENS
 
 WORDS = ("river", "stone", "market", "engine", "violet", "harvest", "signal", "copper", "window", "thunder", "orchard")
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 233)  # words
@@ -35,10 +36,13 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray((noise + np.linspace(0, 135, size[1])[None, :, None]).astype(np.uint8))
 
 
-def results(folder: Path, among: list[dict[str, Any]]) -> np.ndarray:
+def results(
+    folder: Path, among: list[dict[str, Any]], threads: int | None = None, batch_tokens: int = BATCH_TOKENS
+) -> np.ndarray:
     """What a package of either task gives: unit vectors [N, D], or logits [N] of the documents for QUERY."""
     if Manifest.read(folder).task == "embedding":
-        return Qwen3VLEmbedder(folder).process(among)
-    scores = Qwen3VLReranker(folder).process({"query": QUERY, "documents": among})
+        return Qwen3VLEmbedder(folder, threads=threads, batch_tokens=batch_tokens).process(among)
+    reranker = Qwen3VLReranker(folder, threads=threads, batch_tokens=batch_tokens)
+    scores = reranker.process({"query": QUERY, "documents": among})
     found: np.ndarray = np.log(scores) - np.log1p(np.negative(scores))
     return found

@@ -46,10 +46,12 @@ def write_linear(folder: Path, scheme: Scheme, layers: Sequence[Linear]) -> Path
     return folder / graph.name
 
 
-def run_linear(scheme: Scheme, layers: Sequence[Linear], inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+def run_linear(
+    scheme: Scheme, layers: Sequence[Linear], inputs: Sequence[np.ndarray], threads: int = 1
+) -> list[list[np.ndarray]]:
     """The outputs of all layers for each of `inputs` [B, S, K]."""
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        session = open_session(write_linear(Path(folder), scheme, layers), ["CPUExecutionProvider"], threads=1)
+        session = open_session(write_linear(Path(folder), scheme, layers), ["CPUExecutionProvider"], threads)
         return [session.run(None, {"x": x}) for x in inputs]
 
 

@@ -12,7 +12,6 @@ from qwen_tokenizer import Task
 from export.blueprint import read_blueprint
 from export.calibration import BUILTIN, load_samples
 from export.checkpoint import Checkpoint
-from export.decoder import single_row_matrices
 from export.layer_graphs import LayerGraphs
 from export.layerwise import Layerwise, Sample, num_steps
 from export.package import ExportOptions, build_graphs, export_package
@@ -85,7 +84,7 @@ def test_a_written_package_runs_layer_by_layer(checkpoint: Callable[..., Path], 
     manifest = export_package(folder, output, ExportOptions("tiny", precision, calibrate="none"))
     names = sorted(output.iterdir())
     blueprint = read_blueprint(folder, "reranker", lambda text: None)
-    plan = Plan(precision, single_row=single_row_matrices(blueprint.config.text))
+    plan = Plan(precision)
     samples = [each for each in load_samples(blueprint, BUILTIN) if each.visuals or len(each.token_weight) < 120]
     with Checkpoint(folder) as weights:
         graphs, _ = build_graphs(weights, blueprint, plan)
