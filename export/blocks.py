@@ -12,7 +12,7 @@ from quant.fold import Fold
 from quant.schemes import Linear
 from quant.selection import FLOAT32, Plan
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 4 * 2**20  # what is computed on a block stays in the processor's caches
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
