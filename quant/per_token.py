@@ -37,8 +37,10 @@ class PerToken:
 
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """Quantise x [..., K] once, multiply by each layer → [..., N]."""
-        largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant(np.array([-1], np.int64)))
-        largest = graph.op("Max", largest, graph.constant(np.array(SMALLEST_TOKEN, np.float32)))  # [..., 1]
+        axis, smallest = graph.constant(np.array([-1], np.int64)), graph.constant(np.array(SMALLEST_TOKEN, np.float32))
+        # Both ends are read faster than |x| is written.
+        lowest = graph.op("Neg", graph.op("ReduceMin", x, axis))
+        largest = graph.op("Max", graph.op("ReduceMax", x, axis), lowest, smallest)  # [..., 1]
         step = graph.constant(np.array(1 / LARGEST, np.float32))
         zero = graph.constant(np.array(ZERO_POINT, np.uint8))
         codes = graph.op("QuantizeLinear", graph.op("Div", x, largest), step, zero)  # uint8 [..., K]

@@ -115,7 +115,7 @@ def test_layers_share_one_quantised_input(tmp_path: Path) -> None:
     weight = np.ones((4, 32), np.float32)
     layers = [layer(weight, "q", scale_free=True), layer(weight, "k"), layer(weight, "v", bias=weight[:, 0])]
     found = operators(write_linear(tmp_path, SCHEME, layers))
-    assert found["QuantizeLinear"] == found["ReduceMax"] == found["Div"] == 1
+    assert found["QuantizeLinear"] == found["ReduceMax"] == found["ReduceMin"] == found["Div"] == 1
     assert found["MatMulIntegerToFloat"] == 3
     assert found["Mul"] == 2  # none for the layer that a norm follows
     assert found["Add"] == 1
