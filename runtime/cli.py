@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from runtime.embedder import Qwen3VLEmbedder
 from runtime.encode import located
 from runtime.errors import InputError, Qwen3VLError
 from runtime.manifest import Manifest
+from runtime.memory import MemoryMode
 from runtime.model import BATCH_TOKENS
 from runtime.package import Skipped
 from runtime.reranker import Qwen3VLReranker
@@ -94,10 +95,15 @@ def _add_shared(command: argparse.ArgumentParser, text: str, image: str, video: 
     command.add_argument(
         "--batch-tokens",
         type=int,
-        default=BATCH_TOKENS,
-        help=f"tokens that go through the decoder together; longer inputs go in pieces (default {BATCH_TOKENS:,})",
+        help=f"tokens in a decoder call, longer inputs go in pieces (default {BATCH_TOKENS:,}, in low memory half)",
     )
     command.add_argument("--threads", type=int, help="default: the CPUs this process may use")
+    command.add_argument(
+        "--memory",
+        choices=get_args(MemoryMode),
+        default="normal",
+        help="low: weights stay in the mapped files, buffers and vision encoder are given back after use; slower",
+    )
     command.add_argument(
         "--on-error",
         choices=("raise", "skip"),
@@ -186,6 +192,7 @@ def _shared_options(options: argparse.Namespace) -> dict[str, Any]:
         "max_frames": options.max_frames,
         "batch_tokens": options.batch_tokens,
         "threads": options.threads,
+        "memory": options.memory,
         "show_progress": sys.stderr.isatty(),
     }
 

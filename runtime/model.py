@@ -22,6 +22,7 @@ class Model:
     """Vision encoder and decoder of one package. Runs may overlap in several threads.
 
     `open_graph(path, providers, threads)` opens each of them; comparing packages opens them with more outputs.
+    Unless `keep_vision`, the vision encoder is released after each use.
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class Model:
         providers: Sequence[str],
         threads: int,
         open_graph: OpenGraph = open_graph,
+        keep_vision: bool = True,
     ):
         self.manifest = manifest
         self.decoder = Decoder(open_graph(folder / DECODER, providers, threads), manifest)
-        self.vision = VisionEncoder(manifest.vision, partial(open_graph, folder / VISION, providers, threads))
+        open_vision = partial(open_graph, folder / VISION, providers, threads)
+        self.vision = VisionEncoder(manifest.vision, open_vision, keep_vision)
 
     def prompt(self, sequence: TokenSequence, visuals: Sequence[Visual] = ()) -> Prompt:
         """A token sequence with the features of its visuals."""

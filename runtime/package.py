@@ -12,6 +12,7 @@ from runtime.encode import EncodeOptions, Encoder
 from runtime.errors import InputError, PackageError, Qwen3VLError
 from runtime.image import PatchGrid
 from runtime.manifest import PROBE, TOKENIZER, Manifest, Task
+from runtime.memory import MemoryMode, MemoryPolicy, memory_policy
 from runtime.model import Model
 from runtime.notice import warn_caller
 from runtime.probe import products_are_exact
@@ -48,6 +49,7 @@ class Package:
     manifest: Manifest
     encoder: Encoder
     model: Model
+    memory: MemoryPolicy
 
 
 def open_package(
@@ -56,6 +58,7 @@ def open_package(
     given: Mapping[str, object],
     providers: Sequence[str] | None,
     threads: int | None,
+    memory: MemoryMode = "normal",
 ) -> Package:
     """Open a package for `task`; the vision encoder waits for the first picture. Raises PackageError, InputError.
 
@@ -71,6 +74,7 @@ def open_package(
         raise PackageError(f"{folder} is {kind} package; open it with {right}.")
     if threads is not None:
         require_positive("threads", threads)
+    policy = memory_policy(memory, manifest.matrices)
     chosen = {name: value for name, value in given.items() if value is not None}
     options = EncodeOptions(**{**asdict(manifest.defaults), **chosen})
     available = require_providers(providers, manifest.target, path)
@@ -82,7 +86,8 @@ def open_package(
             f"make the portable package: python -m export --model {manifest.source.checkpoint} --int8 --portable"
         )
     encoder = Encoder(PromptTokenizer(path / TOKENIZER, manifest.tokens), patch, options)
-    return Package(path, manifest, encoder, Model(path, manifest, available, threads or default_threads()))
+    model = Model(path, manifest, available, threads or default_threads(), policy.open_graph, policy.keep_vision)
+    return Package(path, manifest, encoder, model, policy)
 
 
 def require_positive(name: str, value: object) -> int:

@@ -10,7 +10,7 @@ from runtime.encode import Loaded
 from runtime.errors import Qwen3VLError
 from runtime.inputs import Content, RerankRequest, parse_content, parse_request
 from runtime.media import FetchLimits
-from runtime.model import BATCH_TOKENS
+from runtime.memory import MemoryMode
 from runtime.package import (
     OnError,
     Skipped,
@@ -32,8 +32,9 @@ class Qwen3VLReranker:
 
     The options up to `default_instruction` are the reference's, with the same defaults (pixels, frames per second,
     tokens). Keyword-only: `batch_tokens` go through the decoder together, padding included, and longer pairs in pieces
-    of as many; `providers` and `threads` choose where onnxruntime runs; `special_tokens`, `strict_video_budget`,
-    `exact_resize` and `fetch` as in `runtime.encode.EncodeOptions`. Raises PackageError. Several threads may share one.
+    of as many; `providers` and `threads` choose where onnxruntime runs; `memory="low"` takes less of it and more time;
+    `special_tokens`, `strict_video_budget`, `exact_resize` and `fetch` as in `runtime.encode.EncodeOptions`. Raises
+    PackageError. Several threads may share one.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class Qwen3VLReranker:
         max_frames: int | None = None,
         default_instruction: str | None = None,
         *,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         show_progress: bool = False,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
+        memory: MemoryMode = "normal",
         special_tokens: SpecialTokens = "allow",
         strict_video_budget: bool = False,
         exact_resize: bool = False,
@@ -71,8 +73,15 @@ class Qwen3VLReranker:
             "exact_resize": exact_resize,
             "fetch": fetch,
         }
-        self.batch_tokens, self.show_progress = require_positive("batch_tokens", batch_tokens), show_progress
-        self.package = open_package(model_name_or_path, "reranker", given, providers, threads)
+        if batch_tokens is not None:
+            require_positive("batch_tokens", batch_tokens)
+        self.package = open_package(model_name_or_path, "reranker", given, providers, threads, memory)
+        self.batch_tokens = batch_tokens or self.package.memory.batch_tokens
+        self.show_progress = show_progress
+
+    def release_vision(self) -> None:
+        """Give the vision encoder's memory back until the next picture; `memory="low"` does so itself."""
+        self.package.model.vision.release()
 
     def process(
         self,

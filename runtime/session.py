@@ -15,22 +15,27 @@ DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnx
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def open_session(path: Path, providers: Sequence[str], threads: int) -> ort.InferenceSession:
+def open_session(path: Path, providers: Sequence[str], threads: int, prepack: bool = True) -> ort.InferenceSession:
     """Open a package's graph; `providers` as from `require_providers`. Raises PackageError."""
     try:
-        return ort.InferenceSession(str(path), session_options(threads), providers=list(providers))
+        return ort.InferenceSession(str(path), session_options(threads, prepack), providers=list(providers))
     except Exception as error:  # onnxruntime's errors share no narrower base
         raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
 
 
-def session_options(threads: int) -> ort.SessionOptions:
-    """The options of every session."""
+def session_options(threads: int, prepack: bool = True) -> ort.SessionOptions:
+    """The options of every session; `prepack` as in `runtime.memory.GraphMemory`."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # The graph is final: higher levels add fusions that are slower here, and load time.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    # Both hold on to buffers that exact lifetimes give back: the vision encoder's peak falls by two fifths.
+    options.enable_mem_pattern = False
+    options.enable_mem_reuse = False
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     # Two sessions take turns on the same cores: idle workers must not spin.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

@@ -36,10 +36,13 @@ def joined(features: Sequence[VisualFeatures], levels: int, size: int) -> Visual
 
 
 class VisionEncoder:
-    """vision.onnx of one package, opened at the first picture. Runs may overlap in several threads."""
+    """vision.onnx of one package, opened at the first picture. Runs may overlap in several threads.
 
-    def __init__(self, config: VisionConfig, open_graph: Callable[[], Graph]):
-        self._config, self._open_graph = config, open_graph
+    Unless `keep`, it is released after each call of `features`.
+    """
+
+    def __init__(self, config: VisionConfig, open_graph: Callable[[], Graph], keep: bool = True):
+        self._config, self._open_graph, self._keep = config, open_graph, keep
         self._graph: Graph | None = None
         self._lock = threading.Lock()
         side = int(config.num_position_embeddings**0.5)
@@ -68,7 +71,14 @@ class VisionEncoder:
             for index, stop in zip(members, stops, strict=True):
                 part = slice(stop - visuals[index].num_tokens, stop)
                 found[index] = VisualFeatures(together.tokens[part], together.deepstack[:, part])
+        if not self._keep:
+            self.release()
         return [found[index] for index in range(len(visuals))]
+
+    def release(self) -> None:
+        """Close the graph until the next picture; runs in other threads end as they began."""
+        with self._lock:
+            self._graph = None
 
     def _run(self, frames: Sequence[np.ndarray], positions: PatchPositions) -> VisualFeatures:
         """All frames [F, P, patch] of one grid, a bounded number a call."""
