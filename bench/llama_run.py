@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from bench.llama import NAME, TABLE, Llama, LlamaConfig, LlamaGraph, SchemeFor, rotary
 from quant.schemes import Float32
 from quant.statistics import Accumulator, InputStatistics
+from runtime.session import create_session
 
 LENGTH = 256  # tokens a sequence
 
@@ -44,7 +45,7 @@ class Running:
     def __init__(self, config: LlamaConfig, path: Path):
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = create_session(str(path), options)
         self._config = config
 
     def outputs(self, ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from runtime.errors import MissingExtraError, PackageError
 from runtime.graph import NOWHERE, Arrays, SessionGraph
 from runtime.manifest import Manifest
 from runtime.model import Model
-from runtime.session import default_threads, require_providers, session_options
+from runtime.session import create_session, default_threads, require_providers, session_options
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -116,7 +116,7 @@ def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGra
     options = session_options(threads)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=list(providers))
+        session = create_session(model.SerializeToString(), options, providers)
     except Exception as error:  # onnxruntime's errors share no narrower base
         raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
     unscaled = frozenset(name for name, value in values.items() if outputs[value] == UNSCALED_OPERATOR)

@@ -21,6 +21,7 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, TINY_8B, Shape
 
 from runtime.positions import text_rotary, token_positions
+from runtime.session import create_session
 from runtime.vectors import finish
 
 Packages = Callable[[Shape, Task], Path]
@@ -64,7 +65,7 @@ class Decoder:
     def __init__(self, folder: Path, shape: Shape):
         self.text = shape.text
         self.levels = len(shape.vision.deepstack_visual_indexes)
-        self.session = ort.InferenceSession(folder / "decoder.onnx", providers=["CPUExecutionProvider"])
+        self.session = create_session(str(folder / "decoder.onnx"), ort.SessionOptions())
         self.names = [output.name for output in self.session.get_outputs()]
 
     def prompt(self, length: int, visual: Sequence[int] = ()) -> Prompt:

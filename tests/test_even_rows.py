@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from agreement_inputs import picture
 from checkpoint_shapes import TINY_2B, TINY_8B, Shape
@@ -20,7 +19,7 @@ from runtime.errors import InputError
 from runtime.graph import NOWHERE, Arrays, SessionGraph
 from runtime.manifest import DECODER, VISION, Manifest
 from runtime.model import Model
-from runtime.session import session_options
+from runtime.session import create_session, session_options
 
 MODELS: list[tuple[Shape, Task]] = [(TINY_2B, "embedding"), (TINY_8B, "reranker")]
 
@@ -58,7 +57,7 @@ class CountingGraph:
             model.graph.output.append(onnx.ValueInfoProto(name=shape))
         options = session_options(threads=1)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = create_session(model.SerializeToString(), options)
         self.graph, self.counts = SessionGraph(session), counts
 
     def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:

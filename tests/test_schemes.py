@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from export.graph import Graph
 from quant.schemes import AsStored, Float32, Linear
+from runtime.session import create_session
 
 # Sums of 40 float32 products of order 1, in another order than numpy's.
 TOLERANCE = 1e-5
@@ -48,7 +49,7 @@ def random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 def run(graph: Graph, folder: Path, **feeds: NDArray[Any]) -> list[NDArray[np.float32]]:
     graph.write(folder, lambda count: None)
     assert (folder / graph.data_name).stat().st_size == graph.data_bytes
-    session = ort.InferenceSession(folder / graph.name, providers=["CPUExecutionProvider"])
+    session = create_session(str(folder / graph.name), ort.SessionOptions())
     outputs: list[NDArray[np.float32]] = session.run(None, feeds)
     return outputs
 
