@@ -47,6 +47,11 @@ def test_a_package_is_opened_with_a_warning_exactly_where_products_are_inexact(p
     )
 
 
+def test_the_runtimes_sessions_are_exact_on_every_processor(package: Callable[..., Path]) -> None:
+    """Also where uint8 x int8 saturates without the option of `create_session`."""
+    assert products_are_exact(package(TINY_2B, "embedding", "int8") / PROBE, CPU)
+
+
 def test_the_probe_runs_the_operator_of_the_package(package: Callable[..., Path]) -> None:
     folder = package(TINY_2B, "embedding", "int8")
     probe, decoder = operators(load(folder, PROBE)), operators(load(folder, "decoder.onnx"))
