@@ -4,7 +4,7 @@ The .onnx files get further outputs in memory, the weights stay where they are. 
 graph, so the memory of a run is hardly larger than without.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from quant.losses import HIDDEN
 from quant.prompts import Prompt
+from quant.selection import DECODER
 from runtime.errors import MissingExtraError, PackageError
 from runtime.graph import NOWHERE, Arrays, SessionGraph
 from runtime.manifest import Manifest
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 OUTPUT, START, STEP = ":output", "tap:start", "tap:step"
 TOKENS = "tokens"  # an output of the vision graph
+LAYERS = f"{DECODER}layers."
+EVERY_TOKEN = ("k_proj.weight", "v_proj.weight")  # of the last layer, too
 # int8-per-token gives a product that a norm follows without the token's scale, then this is its last operator.
 UNSCALED_OPERATOR = "MatMulIntegerToFloat"
 PATCH_ROWS = 4  # patches read for each token: pictures are fewer than texts, and their values smaller
@@ -35,12 +38,14 @@ class TappedGraph:
     """An open graph that reads some rows of every value inside on its way.
 
     `values` are what can be read, matrices by their checkpoint names; `wanted` rows of each are appended to `rows` at
-    every run, spread over all of them and the last one first.
+    every run, spread over all of them and the last one first. `pooled` are those of the last token alone, which the
+    last layer computes twice: one row of them counts.
     """
 
     graph: SessionGraph
     values: tuple[str, ...]
     unscaled: frozenset[str]
+    pooled: frozenset[str]
     is_vision: bool
     wanted: int = 0
     rows: dict[str, list[np.ndarray]] = field(default_factory=dict)
@@ -53,7 +58,7 @@ class TappedGraph:
         values = self.values if self.wanted else ()
         outputs = self.graph.run([*names, *map(_rows_name, values)], {**feeds, START: start, STEP: step}, into)
         for name, value in zip(values, outputs[len(names) :], strict=True):
-            self.rows.setdefault(name, []).append(value)
+            self.rows.setdefault(name, []).append(value[:1] if name in self.pooled else value)
         return list(outputs[: len(names)])
 
 
@@ -120,7 +125,14 @@ def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGra
     except Exception as error:  # onnxruntime's errors share no narrower base
         raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
     unscaled = frozenset(name for name, value in values.items() if outputs[value] == UNSCALED_OPERATOR)
-    return TappedGraph(SessionGraph(session), tuple(values), unscaled, is_vision)
+    pooled = frozenset[str]() if is_vision else _pooled(values)
+    return TappedGraph(SessionGraph(session), tuple(values), unscaled, pooled, is_vision)
+
+
+def _pooled(values: Iterable[str]) -> frozenset[str]:
+    """The decoder's values that hold the last token and nothing else."""
+    last = f"{LAYERS}{sum(value.endswith(HIDDEN) for value in values) - 1}."
+    return frozenset(value for value in values if value.startswith(last) and not value.endswith(EVERY_TOKEN))
 
 
 def _add_outputs(graph: "GraphProto", values: dict[str, str]) -> None:
