@@ -15,16 +15,13 @@ from export.folds import make_plan
 from export.graph import Graph
 from export.layer_graphs import LayerGraphs
 from export.layerwise import num_steps
-from export.probe import build_probe
 from export.vision import build_vision
 from quant.losses import costliest
-from quant.per_token import PerToken
 from quant.selection import INT4_BLOCKS, Plan
 from runtime.errors import CheckpointError
 from runtime.manifest import (
     DECODER,
     FORMAT_VERSION,
-    PROBE,
     TOKENIZER,
     VISION,
     Loss,
@@ -103,9 +100,6 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
             shutil.copyfile(folder / TOKENIZER, partial / TOKENIZER)
             reporter.say("hashing checkpoint and package")
             names = [name for graph in graphs for name in (graph.name, graph.data_name)]
-            if PerToken.name in matrices.values():
-                build_probe().write_model(partial)
-                names.append(PROBE)
             manifest = Manifest(
                 format_version=FORMAT_VERSION,
                 generator=f"qwen3vl-edge {VERSION}",

@@ -1,25 +1,26 @@
-"""A product whose exact result is known, shipped with int8 packages: it shows whether a processor saturates.
-
-x86 without VNNI adds two uint8 × int8 products in 16 bits. The largest codes then overflow, and vectors would be wrong
-without a sign of it; running the very operator is a surer test than a list of processors.
-"""
+"""Builds runtime/probe.onnx, a product whose exact result is known: `python -m export.probe` writes it anew."""
 
 import numpy as np
 
 from export.graph import CONTRIB, Graph
-from runtime.manifest import PROBE
-from runtime.probe import PROBE_SHAPE, WEIGHT_CODE
+from runtime.probe import PROBE, PROBE_SHAPE, WEIGHT_CODE
 
 
 def build_probe() -> Graph:
-    """codes uint8 [M,K] → product float32 [M,N] with weights that are all WEIGHT_CODE."""
+    """codes uint8 [M,K] → float32 [M,N]: `stored` with weights that are all WEIGHT_CODE, `given` with int8 [K,N]."""
     rows, width, columns = PROBE_SHAPE
-    graph = Graph(PROBE)
+    graph = Graph(PROBE.name)
     codes = graph.input("codes", "uint8", [rows, width])
-    weights = graph.constant(np.full((width, columns), WEIGHT_CODE, np.int8))
+    given = graph.input("weights", "int8", [width, columns])
+    stored = graph.constant(np.full((width, columns), WEIGHT_CODE, np.int8))
     one = graph.constant(np.array(1, np.float32))
     scales = graph.constant(np.ones(columns, np.float32))
     zero = graph.constant(np.array(0, np.uint8))
-    product = graph.op("MatMulIntegerToFloat", codes, weights, one, scales, zero, domain=CONTRIB)
-    graph.output("product", product, "float32", [rows, columns])
+    for name, weights in (("stored", stored), ("given", given)):
+        product = graph.op("MatMulIntegerToFloat", codes, weights, one, scales, zero, domain=CONTRIB)
+        graph.output(name, product, "float32", [rows, columns])
     return graph
+
+
+if __name__ == "__main__":
+    build_probe().write_model(PROBE.parent)

@@ -22,10 +22,9 @@ from runtime.replacing import take_back
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 DECODER, VISION, TOKENIZER, VERIFY = "decoder.onnx", "vision.onnx", "tokenizer.json", "verify.json"
-PROBE = "probe.onnx"  # in packages with products that some processors get wrong
 HASH_CHUNK = 4 * 2**20
 # Graphs are small and decide what is computed: they are hashed at every load; weights only by `check`.
-HASHED_AT_LOAD = (DECODER, VISION, PROBE)
+HASHED_AT_LOAD = (DECODER, VISION)
 
 Task = Literal["embedding", "reranker"]
 

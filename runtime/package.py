@@ -11,15 +11,16 @@ import numpy as np
 from runtime.encode import EncodeOptions, Encoder
 from runtime.errors import InputError, PackageError, Qwen3VLError
 from runtime.image import PatchGrid
-from runtime.manifest import PROBE, TOKENIZER, Manifest, Task
+from runtime.manifest import TOKENIZER, Manifest, Task
 from runtime.memory import MemoryMode, MemoryPolicy, memory_policy
 from runtime.model import Model
 from runtime.notice import warn_caller
-from runtime.probe import products_are_exact
+from runtime.probe import stored_weights_are_exact
 from runtime.session import default_threads, require_providers
 from runtime.tokens import PromptTokenizer
 
 OnError = Literal["raise", "skip"]
+PER_TOKEN = "int8-per-token"  # the scheme whose products some processors get wrong
 # What callers of the reference pass to from_pretrained; precision and device are the package's own here.
 TORCH_OPTIONS = {
     "torch_dtype": "the precision was chosen at export (--fp32, --int8, --int4)",
@@ -80,7 +81,7 @@ def open_package(
     available = require_providers(providers, manifest.target, path)
     vision = manifest.vision
     patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
-    if PROBE in {file.name for file in manifest.files} and not products_are_exact(path / PROBE, available):
+    if PER_TOKEN in manifest.matrices.values() and not stored_weights_are_exact():
         warn_caller(
             f"this processor multiplies int8 inexactly (x86 without VNNI), so {path} gives wrong vectors here; "
             f"make the portable package: python -m export --model {manifest.source.checkpoint} --int8 --portable"

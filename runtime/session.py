@@ -8,12 +8,13 @@ from pathlib import Path
 import onnxruntime as ort
 
 from runtime.errors import InputError, PackageError
+from runtime.probe import let_weights_become_uint8, products_saturate
 
 TARGET_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MINIMUM_VERSION = (1, 32)
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 CGROUP = Path("/sys/fs/cgroup")
-# The graph is final: these add fusions that are slower here, and load time.
+# The graph is final: what the extended level adds beside uint8 weights is slower here, and load time.
 UNWANTED_OPTIMIZERS = [
     "AttentionFusion",
     "BiasGeluFusion",
@@ -52,13 +53,13 @@ def open_session(path: Path, providers: Sequence[str], threads: int, prepack: bo
 def create_session(
     model: str | bytes, options: ort.SessionOptions, providers: Sequence[str] = ("CPUExecutionProvider",)
 ) -> ort.InferenceSession:
-    """A session whose uint8 × int8 products are exact on every processor; of a path or of a model's bytes.
+    """A session whose products with stored weights are exact on every processor; of a path or of a model's bytes.
 
-    x86 without VNNI adds pairs of such products in 16 bits and saturates. There, and only there, onnxruntime stores the
-    weights as uint8 for a kernel that does not; that belongs to a level of which nothing else is wanted.
+    Left to itself onnxruntime stores int8 weights as uint8 on all of x86, although only x86 without VNNI needs it.
     """
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if products_saturate():
+        let_weights_become_uint8(options)
     return ort.InferenceSession(model, options, providers=list(providers), disabled_optimizers=UNWANTED_OPTIMIZERS)
 
 

@@ -1,9 +1,7 @@
 """The probe that shows a processor's inexact int8 products, and what opening a package says of it."""
 
-import shutil
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,65 +10,57 @@ from checkpoint_shapes import TINY_2B
 from onnx_files import load, operators
 
 from export.graph import CONTRIB, Graph
-from runtime import Qwen3VLEmbedder, Qwen3VLReranker
-from runtime.manifest import PROBE, Manifest, describe_file
-from runtime.probe import PROBE_SHAPE, WEIGHT_CODE, products_are_exact
+from export.probe import build_probe
+from runtime import Qwen3VLEmbedder, Qwen3VLReranker, probe
+from runtime.manifest import Manifest
+from runtime.probe import PROBE, PROBE_SHAPE, WEIGHT_CODE, products_saturate, stored_weights_are_exact
 
-CPU = ["CPUExecutionProvider"]
-# What VNNI-less x86 makes of two products of the largest codes: the sum is cut at 16 bits.
+# What x86 without VNNI makes of two products of the largest codes: the sum is cut at 16 bits.
 SATURATED = 2**15 - 1
 
 
-@pytest.mark.parametrize(("precision", "probed"), [("fp32", False), ("int8", True), ("int8-portable", False)])
-def test_packages_with_per_token_products_are_probed(
-    package: Callable[..., Path], precision: str, probed: bool
-) -> None:
-    folder = package(TINY_2B, "embedding", precision)
-    manifest = Manifest.read(folder)
-    assert (PROBE in {file.name for file in manifest.files}) == (folder / PROBE).exists() == probed
-    assert ("int8-per-token" in manifest.matrices.values()) == probed
+@pytest.fixture
+def saturating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor that saturates whatever onnxruntime is told, as the probe sees it."""
+    write_saturated_probe(tmp_path)
+    monkeypatch.setattr(probe, "PROBE", tmp_path / PROBE.name)
+    cached = products_saturate, stored_weights_are_exact
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
 
 
-def test_int4_is_probed_for_its_vision_encoder(package: Callable[..., Path]) -> None:
-    folder = package(TINY_2B, "embedding", "int4")
-    assert (folder / PROBE).exists() and "MatMulIntegerToFloat" in operators(load(folder, "vision.onnx"))
-
-
-def test_a_package_is_opened_with_a_warning_exactly_where_products_are_inexact(package: Callable[..., Path]) -> None:
-    folder = package(TINY_2B, "embedding", "int8")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        Qwen3VLEmbedder(folder)
-    exact = products_are_exact(folder / PROBE, CPU)
-    assert [str(each.message).startswith("this processor multiplies int8 inexactly") for each in caught] == (
-        [] if exact else [True]
-    )
-
-
-def test_the_runtimes_sessions_are_exact_on_every_processor(package: Callable[..., Path]) -> None:
-    """Also where uint8 x int8 saturates without the option of `create_session`."""
-    assert products_are_exact(package(TINY_2B, "embedding", "int8") / PROBE, CPU)
+def test_the_runtimes_probe_is_what_the_exporter_builds(tmp_path: Path) -> None:
+    build_probe().write_model(tmp_path)
+    assert (tmp_path / PROBE.name).read_bytes() == PROBE.read_bytes()
 
 
 def test_the_probe_runs_the_operator_of_the_package(package: Callable[..., Path]) -> None:
     folder = package(TINY_2B, "embedding", "int8")
-    probe, decoder = operators(load(folder, PROBE)), operators(load(folder, "decoder.onnx"))
-    assert set(probe) == {"MatMulIntegerToFloat"} and decoder["MatMulIntegerToFloat"] > 0
-    assert not list(folder.glob(f"{PROBE}.data"))
+    assert set(operators(load(PROBE.parent, PROBE.name))) == {"MatMulIntegerToFloat"}
+    assert operators(load(folder, "decoder.onnx"))["MatMulIntegerToFloat"] > 0
+
+
+def test_the_runtimes_sessions_are_exact_on_every_processor() -> None:
+    """Also where uint8 x int8 saturates without the option of `create_session`."""
+    assert stored_weights_are_exact()
+
+
+def test_exact_packages_are_opened_without_a_warning(package: Callable[..., Path]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Qwen3VLEmbedder(package(TINY_2B, "embedding", "int8"))
+    assert not caught
 
 
 @pytest.mark.parametrize("task", ["embedding", "reranker"])
 def test_inexact_products_are_said_with_the_command_that_helps(
-    package: Callable[..., Path], tmp_path: Path, task: str
+    package: Callable[..., Path], saturating: None, task: str
 ) -> None:
-    """A package whose probe gives what such a processor gives."""
-    folder = tmp_path / "package"
-    shutil.copytree(package(TINY_2B, task, "int8"), folder)
-    manifest = Manifest.read(folder)
-    write_saturated_probe(folder)
-    files = tuple(describe_file(folder / file.name) for file in manifest.files)
-    replace(manifest, files=files).sealed().write(folder)
-    assert not products_are_exact(folder / PROBE, CPU)
+    folder = package(TINY_2B, task, "int8")
+    assert "int8-per-token" in Manifest.read(folder).matrices.values() and products_saturate()
     with pytest.warns(UserWarning) as caught:
         (Qwen3VLEmbedder if task == "embedding" else Qwen3VLReranker)(folder)
     assert len(caught) == 1
@@ -79,14 +69,27 @@ def test_inexact_products_are_said_with_the_command_that_helps(
     assert message.endswith("make the portable package: python -m export --model tiny --int8 --portable")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8-portable"])
+def test_packages_without_such_products_need_no_warning(
+    package: Callable[..., Path], saturating: None, precision: str
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Qwen3VLEmbedder(package(TINY_2B, "embedding", precision))
+    # The portable package's vision encoder is in blocks, too.
+    assert not caught
+
+
 def write_saturated_probe(folder: Path) -> None:
     """A probe of the same shape with products as if pairs of them were cut at 16 bits."""
     rows, width, columns = PROBE_SHAPE
-    graph = Graph(PROBE)
+    graph = Graph(PROBE.name)
     codes = graph.input("codes", "uint8", [rows, width])
-    weights = graph.constant(np.full((width, columns), WEIGHT_CODE, np.int8))
+    given = graph.input("weights", "int8", [width, columns])
+    stored = graph.constant(np.full((width, columns), WEIGHT_CODE, np.int8))
     scale = graph.constant(np.array(SATURATED / (2 * 255 * WEIGHT_CODE), np.float32))
     scales, zero = graph.constant(np.ones(columns, np.float32)), graph.constant(np.array(0, np.uint8))
-    product = graph.op("MatMulIntegerToFloat", codes, weights, scale, scales, zero, domain=CONTRIB)
-    graph.output("product", product, "float32", [rows, columns])
+    for name, weights in (("stored", stored), ("given", given)):
+        product = graph.op("MatMulIntegerToFloat", codes, weights, scale, scales, zero, domain=CONTRIB)
+        graph.output(name, product, "float32", [rows, columns])
     graph.write_model(folder)
