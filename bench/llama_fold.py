@@ -9,6 +9,7 @@ from bench.llama import Llama, LlamaConfig
 from quant.blockwise import Blockwise
 from quant.fold import Fold, awq_scales, largest_by_column, rounding_error, shared_scales, smoothing_scales
 from quant.statistics import InputStatistics
+from quant.two_level import TwoLevel
 
 SAMPLED_ROWS = 256  # of each matrix, for the search of AWQ's exponent
 
@@ -75,7 +76,7 @@ def smoothed(seen: InputStatistics, weights: list[np.ndarray], share: Share) -> 
     return smoothing_scales(seen, largest_by_column(weights))
 
 
-def awq(scheme: Blockwise) -> Choose:
+def awq(scheme: Blockwise | TwoLevel) -> Choose:
     """AWQ's scales for `scheme`."""
 
     def choose(seen: InputStatistics, weights: list[np.ndarray], share: Share) -> np.ndarray:

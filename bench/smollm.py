@@ -24,6 +24,8 @@ from quant.per_token import PerToken
 from quant.schemes import Float32, Scheme
 from quant.selection import is_massive
 from quant.statistics import InputStatistics
+from quant.two_level import TwoLevel
+from runtime.probe import products_saturate
 
 NUM_CALIBRATION, NUM_EVALUATION = 12, 24  # sequences of 256 tokens
 CALIBRATION, EVALUATION = 0, 1  # halves of the text
@@ -64,6 +66,18 @@ def int4(block: int) -> dict[str, Row]:
     }
 
 
+def two_level(block: int) -> dict[str, Row]:
+    """As `int4`, for the int8 product; massive inputs in 8-bit blocks as an export has them."""
+    scheme, name = TwoLevel(block, to_uint8=products_saturate()), f"two-level-{block}"
+    return {
+        name: Row(scheme),
+        f"{name} searched": Row(scheme, searched=True),
+        f"{name} awq": Row(scheme, "awq"),
+        f"{name} awq searched": Row(scheme, "awq", searched=True),
+        f"{name} awq searched massive": Row(scheme, "awq", searched=True, massive=INT8),
+    }
+
+
 def portable(name: str, scheme: Scheme) -> dict[str, Row]:
     """8-bit blocks without and with scales."""
     return {name: Row(scheme), f"{name} smoothed": Row(scheme, "smoothed")}
@@ -81,6 +95,9 @@ ROWS = {
     **int4(32),
     **int4(64),
     **int4(128),
+    **two_level(16),
+    **two_level(32),
+    **two_level(64),
     "per-tensor": Row(llama_peers.PerTensor()),
     "per-tensor smoothed": Row(llama_peers.PerTensor(), "smoothed"),
 }
@@ -107,7 +124,7 @@ def measure(material: Material, row: Row) -> Agreement:
     """Fold, quantise, run in onnxruntime, compare."""
     llama, statistics = material.llama, material.statistics
     if row.scales != "none":
-        choose = awq(row.scheme) if isinstance(row.scheme, Blockwise) and row.scales == "awq" else smoothed
+        choose = awq(row.scheme) if isinstance(row.scheme, Blockwise | TwoLevel) and row.scales == "awq" else smoothed
         llama, statistics = fold(llama, statistics, choose)
     massive = {name for name, seen in statistics.items() if name.endswith(DOWN) and is_massive(seen)}
 

@@ -40,10 +40,15 @@ def parser() -> argparse.ArgumentParser:
     precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="int8: fast")
     precision.add_argument("--int4", dest="precision", action="store_const", const="int4", help="int4: small")
     parser.add_argument(
-        "--portable", action="store_true", help="with --int8: the form for ARM and for x86 processors without VNNI"
+        "--portable",
+        action="store_true",
+        help="with --int8 or --int4: the form of other runtimes and of CUDA (MatMulNBits)",
     )
     parser.add_argument(
-        "--block", type=int, choices=INT4_BLOCKS, help="with --int4: weights that share a scale (default 32)"
+        "--block",
+        type=int,
+        choices=INT4_BLOCKS,
+        help="with --int4: weights that share a scale (default 16, with --portable 32)",
     )
     parser.add_argument(
         "--calibrate",
@@ -106,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
         options.revision,
         options.force,
         options.calibrate,
-        options.block or INT4_BLOCKS[0],
+        options.block,
         options.min_cosine,
     )
     with tqdm(unit_scale=True, disable=None) as progress:
@@ -125,8 +130,8 @@ def _run(options: argparse.Namespace) -> int:
 def _precision(options: argparse.Namespace) -> str:
     """The name of the precision; InputError for options that do not go together."""
     precision: str = options.precision or FLOAT
-    if options.portable and precision != "int8":
-        raise InputError("--portable is a form of --int8; add --int8 or leave it out.")
+    if options.portable and precision not in ("int8", "int4"):
+        raise InputError("--portable is a form of --int8 and --int4; add one of them or leave it out.")
     if options.block and precision != "int4":
         raise InputError("--block belongs to --int4; add --int4 or leave it out.")
     if options.verify and precision != FLOAT:

@@ -5,7 +5,7 @@ Shapes as in export/decoder.py and export/vision.py.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from export.vision import block, deepstack_merger, merger, patch_embedding, posi
 from quant.selection import FLOAT32, TOKEN_TABLE, Plan
 from quant.statistics import Accumulator
 from runtime.manifest import DECODER, VISION
+from runtime.probe import products_saturate
 from runtime.session import default_threads, open_session
 
 GRAPH = "layer.onnx"
@@ -158,7 +159,8 @@ class LayerGraphs:
         lender = self.written.get(home)
         taps: list[Tap] = []
         graph = Graph(GRAPH, lender)
-        parts = Parts(graph, self.checkpoint, self.plan, taps=None if lender else taps)
+        plan = replace(self.plan, to_uint8=products_saturate())
+        parts = Parts(graph, self.checkpoint, plan, taps=None if lender else taps)
         build(parts)
         for number, tap in enumerate(taps):
             _add_statistics(parts, number, tap)

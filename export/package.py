@@ -17,10 +17,11 @@ from export.layer_graphs import LayerGraphs
 from export.layerwise import num_steps
 from export.vision import build_vision
 from quant.losses import costliest
-from quant.selection import INT4_BLOCKS, Plan
+from quant.selection import Plan
 from runtime.errors import CheckpointError
 from runtime.manifest import (
     DECODER,
+    DECODER_UINT8,
     FORMAT_VERSION,
     TOKENIZER,
     VISION,
@@ -50,7 +51,7 @@ class ExportOptions:
     revision: str | None = None
     force: bool = False
     calibrate: str = BUILTIN
-    int4_block: int = INT4_BLOCKS[0]
+    block: int | None = None
     min_cosine: float | None = None
 
 
@@ -79,7 +80,7 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
     if options.min_cosine is not None and not calibrated:
         raise CheckpointError("--min-cosine needs a quantised precision and calibration samples to compare on.")
     with Checkpoint(folder) as checkpoint:
-        plan = Plan(options.precision, options.int4_block)
+        plan = Plan(options.precision, options.block)
         graphs, matrices = build_graphs(checkpoint, blueprint, plan)
         checkpoint.require_all_used()
         for name, reason in checkpoint.ignored.items():
@@ -100,6 +101,11 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
             shutil.copyfile(folder / TOKENIZER, partial / TOKENIZER)
             reporter.say("hashing checkpoint and package")
             names = [name for graph in graphs for name in (graph.name, graph.data_name)]
+            if plan.two_level:
+                variant = Graph(DECODER_UINT8, lender=graphs[0])
+                add_decoder(Parts(variant, checkpoint, replace(plan, to_uint8=True)), blueprint)
+                variant.write_model(partial)
+                names.append(variant.name)
             manifest = Manifest(
                 format_version=FORMAT_VERSION,
                 generator=f"qwen3vl-edge {VERSION}",
@@ -131,12 +137,17 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
 
 def build_graphs(checkpoint: Checkpoint, blueprint: Blueprint, plan: Plan) -> tuple[list[Graph], dict[str, str]]:
     """Decoder and vision graph with every weight declared, and the scheme of each matrix. Writes nothing."""
-    config = blueprint.config
     decoder = Parts(Graph(DECODER), checkpoint, plan)
     vision = Parts(Graph(VISION), checkpoint, plan)
-    build_decoder(decoder, config.text, len(config.vision.deepstack_visual_indexes), blueprint.head)
-    build_vision(vision, config.vision)
+    add_decoder(decoder, blueprint)
+    build_vision(vision, blueprint.config.vision)
     return [decoder.graph, vision.graph], {**decoder.matrices, **vision.matrices}
+
+
+def add_decoder(parts: Parts, blueprint: Blueprint) -> None:
+    """The checkpoint's decoder with its head, into `parts.graph`."""
+    config = blueprint.config
+    build_decoder(parts, config.text, len(config.vision.deepstack_visual_indexes), blueprint.head)
 
 
 def _loss(calibration: Calibration, found: Results, options: ExportOptions, say: Callable[[str], object]) -> Loss:

@@ -79,6 +79,10 @@ class Blockwise:
         rows: np.ndarray = values.reshape(len(values), -1)[:, :width]
         return rows
 
+    def rounded(self, rows: np.ndarray) -> np.ndarray:
+        """What is left of float32 [n, K] once stored."""
+        return self.dequantize(self.quantize(rows), rows.shape[1])
+
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """One MatMulNBits a layer: the operator quantises x [..., K] by itself."""
         return [self._product(graph, x, layer) for layer in layers]

@@ -13,6 +13,7 @@ import numpy as np
 
 from quant.blockwise import Blockwise
 from quant.statistics import InputStatistics
+from quant.two_level import TwoLevel
 
 # Tuned on SmolLM2-135M (bench/REAL_WEIGHTS.md), where 0.5 to 0.65 are within noise of each other.
 SMOOTHING = 0.6
@@ -62,10 +63,10 @@ def awq_scales(statistics: InputStatistics, error: Error) -> np.ndarray:
     return best
 
 
-def rounding_error(scheme: Blockwise, rows: np.ndarray, importance: np.ndarray, scales: np.ndarray) -> float:
+def rounding_error(scheme: Blockwise | TwoLevel, rows: np.ndarray, importance: np.ndarray, scales: np.ndarray) -> float:
     """Σ importance · (weight error)² of rows [n, K] stored with `scales` [K] folded into their columns."""
     scaled = rows * scales
-    stored = scheme.dequantize(scheme.quantize(scaled), rows.shape[1])
+    stored = scheme.rounded(scaled)
     return float((np.square((stored - scaled) / scales) * importance).sum())
 
 

@@ -11,13 +11,17 @@ from quant.per_token import PerToken
 from quant.schemes import AsStored, Float32, Scheme
 from quant.statistics import InputStatistics
 from quant.table import Int8Rows
+from quant.two_level import TwoLevel
 
-PRECISIONS = ("fp32", "int8", "int8-portable", "int4")
+PRECISIONS = ("fp32", "int8", "int8-portable", "int4", "int4-portable")
 TOKEN_TABLE = "model.language_model.embed_tokens.weight"
 DECODER, VISION = "model.language_model.", "model.visual."
 KEPT_IN_FLOAT = ("model.visual.patch_embed.",)
 INT8_BLOCK = 128
-INT4_BLOCKS = (32, 64, 128)
+PORTABLE_BLOCK = 64  # loses two thirds of what 128 does, and takes a tenth longer
+INT4_BLOCKS = (16, 32, 64, 128)
+# Blocks of 16 with two levels take the bytes of blocks of 32 with a float scale, and lose less.
+DEFAULT_BLOCKS = {"int4": 16, "int4-portable": 32}
 # Largest |x| over the rms of the whole input: above it, one scale a token leaves the other channels no levels.
 MASSIVE_RATIO = 200.0
 
@@ -26,21 +30,28 @@ MASSIVE_RATIO = 200.0
 class Plan:
     """How the matrices of one package are stored.
 
-    `massive`: matrices whose input has massive activations; `folds` and `importance` (mean square of each input) by
-    name, empty without calibration.
+    `block` of 4-bit weights, None for the precision's own. `massive`: matrices whose input has massive activations;
+    `folds` and `importance` (mean square of each input) by name, empty without calibration. `to_uint8`: as `TwoLevel`
+    has it.
     """
 
     precision: str
-    int4_block: int = INT4_BLOCKS[0]
+    block: int | None = None
     massive: frozenset[str] = frozenset()
     folds: Mapping[str, Fold] = field(default_factory=dict)
     importance: Mapping[str, np.ndarray] = field(default_factory=dict)
+    to_uint8: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
-        if self.int4_block not in INT4_BLOCKS:
-            raise ValueError(f"int4 block {self.int4_block} is not one of {INT4_BLOCKS}")
+        if self.block is not None and self.block not in INT4_BLOCKS:
+            raise ValueError(f"int4 block {self.block} is not one of {INT4_BLOCKS}")
+
+    @property
+    def two_level(self) -> bool:
+        """Whether there are matrices that the decoder unpacks."""
+        return self.precision == "int4"
 
     def scheme_for(self, name: str) -> Scheme:
         """The scheme of the matrix called `name` (its checkpoint name, with a suffix for a part of a tensor)."""
@@ -50,11 +61,15 @@ class Plan:
             return Int8Rows()
         if name.startswith(KEPT_IN_FLOAT):
             return Float32()
-        if self.precision == "int8-portable":
+        is_int4 = self.precision in DEFAULT_BLOCKS and name.startswith(DECODER)
+        block = self.block or DEFAULT_BLOCKS.get(self.precision, 0)
+        if self.precision == "int4-portable" and is_int4:
+            return Blockwise(4, block, symmetric=False)
+        if self.precision.endswith("-portable"):
+            return Blockwise(8, PORTABLE_BLOCK, symmetric=True)
+        if name in self.massive:
             return Blockwise(8, INT8_BLOCK, symmetric=True)
-        if self.precision == "int4" and name.startswith(DECODER):
-            return Blockwise(4, self.int4_block, symmetric=False)
-        return Blockwise(8, INT8_BLOCK, symmetric=True) if name in self.massive else PerToken()
+        return TwoLevel(block, self.to_uint8) if is_int4 else PerToken()
 
 
 FLOAT32 = Plan("fp32")

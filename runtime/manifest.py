@@ -3,6 +3,7 @@
 package/
 ├── manifest.json        this dataclass: every fact the runtime needs
 ├── decoder.onnx         token rows, decoder layers, head       decoder.onnx.data   its weights
+├── decoder.uint8.onnx   where decoder.onnx unpacks 4-bit weights: the same for processors without VNNI, same weights
 ├── vision.onnx          patches to visual tokens, DeepStack    vision.onnx.data    its weights
 ├── tokenizer.json       the checkpoint's own tokenizer, untouched
 └── verify.json          optional: what `python -m export --verify` measured
@@ -22,9 +23,11 @@ from runtime.replacing import take_back
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 DECODER, VISION, TOKENIZER, VERIFY = "decoder.onnx", "vision.onnx", "tokenizer.json", "verify.json"
+# In packages whose DECODER unpacks 4-bit weights: the same on uint8 products, for processors that saturate int8 ones.
+DECODER_UINT8 = "decoder.uint8.onnx"
 HASH_CHUNK = 4 * 2**20
 # Graphs are small and decide what is computed: they are hashed at every load; weights only by `check`.
-HASHED_AT_LOAD = (DECODER, VISION)
+HASHED_AT_LOAD = (DECODER, DECODER_UINT8, VISION)
 
 Task = Literal["embedding", "reranker"]
 

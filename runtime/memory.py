@@ -16,6 +16,7 @@ VISION_MATRICES = "model.visual."
 # A product in blocks (MatMulNBits) that was not prepacked dequantises its weights at every call: at 2B 0.08 s for a
 # down_proj of 8 bits. A few of them cost less than a copy of all weights in anonymous memory; many do not.
 IN_BLOCKS, FEW = "-block", 1 / 8
+TWO_LEVEL = "-two-level-"  # unpacked at every call, with or without prepacking
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class MemoryPolicy:
 
     def open_graph(self, path: Path, providers: Sequence[str], threads: int) -> SessionGraph:
         """A `runtime.graph.OpenGraph`. Raises PackageError."""
-        memory = self.graphs[path.name]
+        memory = self.graphs[VISION if path.name == VISION else DECODER]
         return SessionGraph(open_session(path, providers, threads, memory.prepack), memory.shrink)
 
 
@@ -67,7 +68,7 @@ def memory_policy(mode: str, matrices: Mapping[str, str]) -> MemoryPolicy:
     graphs = {}
     for graph in (DECODER, VISION):
         schemes = [scheme for name, scheme in matrices.items() if name.startswith(VISION_MATRICES) == (graph == VISION)]
-        in_blocks = sum(IN_BLOCKS in scheme for scheme in schemes)
+        in_blocks = sum(IN_BLOCKS in scheme and TWO_LEVEL not in scheme for scheme in schemes)
         graphs[graph] = GraphMemory(prepack=in_blocks > FEW * len(schemes), shrink=True)
     return MemoryPolicy(graphs, keep_vision=False, batch_tokens=BATCH_TOKENS // 2)
 

@@ -11,7 +11,8 @@ from runtime.decoder import Decoder, Prompt
 from runtime.encode import TokenSequence
 from runtime.graph import OpenGraph, open_graph
 from runtime.image import Visual
-from runtime.manifest import DECODER, VISION, Manifest
+from runtime.manifest import DECODER, DECODER_UINT8, VISION, Manifest
+from runtime.probe import products_saturate
 from runtime.vision import VisionEncoder
 
 # Prompts go through the decoder together up to this many tokens, longer ones in pieces of as many.
@@ -35,7 +36,7 @@ class Model:
         keep_vision: bool = True,
     ):
         self.manifest = manifest
-        self.decoder = Decoder(open_graph(folder / DECODER, providers, threads), manifest)
+        self.decoder = Decoder(open_graph(folder / decoder_file(manifest), providers, threads), manifest)
         open_vision = partial(open_graph, folder / VISION, providers, threads)
         self.vision = VisionEncoder(manifest.vision, open_vision, keep_vision)
 
@@ -49,3 +50,9 @@ class Model:
         for indexes, outputs in Batches(self.decoder, batch_tokens).pooled(prompts):
             found.update(zip(indexes, outputs, strict=True))
         return np.stack([found[index] for index in range(len(prompts))])
+
+
+def decoder_file(manifest: Manifest) -> str:
+    """The decoder to open on this processor: not the one whose products would saturate."""
+    has_other = DECODER_UINT8 in {file.name for file in manifest.files}
+    return DECODER_UINT8 if has_other and products_saturate() else DECODER

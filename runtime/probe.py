@@ -1,7 +1,7 @@
 """Does this processor multiply uint8 by int8 exactly? A product whose result is known is run to find out.
 
-x86 without VNNI adds pairs of products in 16 bits: the largest codes overflow there, and vectors would be wrong without a
-sign of it. Running the very operator is a surer test than a list of processors. probe.onnx is what export/probe.py
+x86 without VNNI adds pairs of products in 16 bits: the largest codes overflow there, and vectors would be wrong without
+a sign of it. Running the very operator is a surer test than a list of processors. probe.onnx is what export/probe.py
 builds; it multiplies by weights stored in it, and by the same weights given to it.
 """
 

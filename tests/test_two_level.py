@@ -1,0 +1,165 @@
+"""4-bit weights in two levels: the codes, the search, and the graph that unpacks and multiplies them, against numpy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scheme_graphs import (
+    MemoryMatrix,
+    distance,
+    layer,
+    operators,
+    run_linear,
+    run_rows,
+    skip_if_products_saturate,
+    write_linear,
+)
+
+from quant.blockwise import Blockwise
+from quant.schemes import Linear
+from quant.two_level import LARGEST, TOP, Levels, TwoLevel
+
+# Both sides sum the same integers; only the float32 factors after the sum are rounded.
+TOLERANCE = 1e-6
+FORMS = pytest.mark.parametrize("to_uint8", [False, True], ids=["int8", "uint8"])
+
+
+def weights(size: int, width: int) -> np.ndarray:
+    """Normal float32 [size, width] with rows and blocks of zeros, of one sign, very small and with a large one."""
+    values = np.random.default_rng(size * width).standard_normal((size, width), np.float32) * np.float32(0.02)
+    values[1 % size] = 0
+    values[2 % size, :16] = 0
+    values[3 % size] = np.abs(values[3 % size])
+    values[4 % size] = -np.abs(values[4 % size])
+    values[5 % size] *= np.float32(1e-30)
+    values[6 % size, 3] = 5
+    return values
+
+
+def simulated(x: np.ndarray, levels: Levels) -> np.ndarray:
+    """The product as the graph should calculate it, float64 [..., N]."""
+    step, largest = np.float32(1 / 127), np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-8))
+    activations = np.clip(np.rint(x / largest / step) + 128, 0, 255).astype(np.uint8)
+    sums = (activations.astype(np.int64) - 128) @ levels.weights().T.astype(np.int64)
+    product: np.ndarray = sums * np.float64(step) * levels.scales * largest
+    return product
+
+
+def test_names() -> None:
+    assert TwoLevel(16).name == TwoLevel(16, to_uint8=True).name == "int4-two-level-block16"
+
+
+def test_codes_by_hand() -> None:
+    rows = np.zeros((2, 32), np.float32)
+    rows[0, :4], rows[0, 16:20] = [127, 112, 0, -128 + 1], [4, 5, 6, 15]
+    levels = TwoLevel(16).quantize(rows)
+    assert levels.scales.tolist() == [1, 1]
+    assert levels.multipliers[0].tolist() == [17, 1]  # (127 + 127) / 15, and (15 − 0) / 15
+    assert levels.weights()[0, 0] > 118 and levels.weights()[0, 3] < -118
+    assert levels.weights()[0, 16:19].tolist() == [4, 5, 6]  # a block of its own keeps small weights apart
+    assert not levels.weights()[1].any()
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize(("size", "width"), [(7, 256), (33, 576), (9, 96), (1, 32)])
+def test_weights_are_int8_and_near(block: int, size: int, width: int) -> None:
+    scheme, rows = TwoLevel(block), weights(size, width)
+    for importance in (None, np.random.default_rng(1).random(width).astype(np.float32) + 0.1):
+        levels = scheme.quantize(rows, importance)
+        own = width // levels.multipliers.shape[1]
+        assert own <= block and (width // 2) % own == 0
+        assert levels.codes.max() <= TOP and levels.multipliers.min() >= 1
+        exact = levels.codes.astype(int) * levels.multipliers[..., None] + levels.offsets[..., None]
+        assert np.abs(exact).max() <= LARGEST and (levels.weights() == exact.reshape(size, -1)).all()
+        if importance is None:  # a search may cut the ends of a block
+            blocks = rows.astype(np.float64).reshape(size, -1, own)
+            error = np.square(scheme.dequantize(levels).reshape(blocks.shape) - blocks).mean(axis=2) ** 0.5
+            # Half a step, where a step is a whole number of units that covers the block.
+            covering = np.ceil(np.ptp(blocks, axis=2) / levels.scales[:, None] / TOP + 1e-3) * levels.scales[:, None]
+            assert (error <= 0.51 * np.maximum(covering, levels.scales[:, None]) + 1e-44).all()
+
+
+def test_the_search_lowers_the_weighted_error() -> None:
+    rows = weights(64, 512)
+    importance = np.random.default_rng(2).exponential(size=512).astype(np.float32) ** 2
+    scheme = TwoLevel(32)
+    errors = [
+        float((np.square(scheme.dequantize(scheme.quantize(rows, each)) - rows) * importance).sum())
+        for each in (None, importance)
+    ]
+    assert errors[1] < 0.85 * errors[0]
+
+
+def test_blocks_of_16_lose_less_than_blocks_of_32_with_a_float_scale() -> None:
+    """They take the same bytes: 8 bits for each 16 weights against 36 for each 32."""
+    rows = np.random.default_rng(3).standard_normal((128, 1024)).astype(np.float32)
+    importance = np.ones(1024, np.float32)
+    two_level, blockwise = TwoLevel(16), Blockwise(4, 32, symmetric=False)
+    ours = two_level.dequantize(two_level.quantize(rows, importance))
+    theirs = blockwise.dequantize(blockwise.quantize(rows, importance), 1024)
+    assert np.square(ours - rows).sum() < 0.85 * np.square(theirs - rows).sum()
+
+
+@FORMS
+@pytest.mark.parametrize(("size", "width", "block"), [(1, 32, 16), (7, 96, 32), (33, 256, 16), (16, 4304, 128)])
+def test_kernel_equals_the_simulation(size: int, width: int, block: int, to_uint8: bool) -> None:
+    if not to_uint8:
+        skip_if_products_saturate()
+    random, weight = np.random.default_rng(size), weights(size, width)
+    bias = random.standard_normal(size).astype(np.float32)
+    x = random.standard_normal((2, 5, width), np.float32) * np.geomspace(1e-6, 1e4, 5, dtype=np.float32)[:, None]
+    x[1, 2] = 0
+    scheme = TwoLevel(block, to_uint8)
+    importance = random.random(width).astype(np.float32)
+    plain, biased = run_linear(scheme, [layer(weight, "a"), layer(weight, "b", bias=bias)], [x])[0]
+    expected = simulated(x, scheme.quantize(weight))
+    for token in np.ndindex(2, 5):  # tokens differ by ten orders of magnitude: each on its own
+        if token == (1, 2):
+            assert not plain[token].any() and (biased[token] == bias).all()
+            continue
+        assert distance(plain[token], expected[token]) < TOLERANCE
+        assert distance(biased[token], expected[token] + bias) < TOLERANCE
+    searched = MemoryMatrix("w", weight, importance)
+    [weighted] = run_linear(scheme, [Linear(searched)], [x])[0]
+    assert distance(weighted[0, 2], simulated(x, scheme.quantize(weight, importance))[0, 2]) < TOLERANCE
+
+
+def test_both_forms_give_the_same_bits() -> None:
+    skip_if_products_saturate()
+    weight, x = weights(24, 256), np.random.default_rng(0).standard_normal((1, 6, 256)).astype(np.float32)
+    one, other = (run_linear(TwoLevel(16, to_uint8), [layer(weight)], [x])[0][0] for to_uint8 in (False, True))
+    assert np.array_equal(one, other)
+
+
+def test_codes_at_all_ends_are_unpacked() -> None:
+    """Every code beside every other in a byte, with the smallest and the largest multipliers and offsets."""
+    width = 2 * 16 * 16
+    values = np.stack([np.repeat(np.arange(16), 16), np.tile(np.arange(16), 16)]).reshape(-1).astype(np.float32)
+    weight = np.stack([values * 17 - 127, 127 - values * 17, values - 120, values + 100]) / 127
+    weight[:, 0] = [-1, 1, -1, 1]
+    for to_uint8 in (False, True):
+        if not to_uint8:
+            skip_if_products_saturate()
+        scheme, one = TwoLevel(16, to_uint8), np.eye(width, dtype=np.float32)[None]
+        [found] = run_linear(scheme, [layer(weight.astype(np.float32))], [one])[0]
+        levels = scheme.quantize(weight.astype(np.float32))
+        assert np.allclose(found[0].T, levels.weights() * levels.scales[:, None], atol=1e-6)
+        assert levels.multipliers.max() >= 16
+
+
+def test_the_graph_reads_each_matrix_once() -> None:
+    matrix = MemoryMatrix("w", weights(8, 64))
+    run_linear(TwoLevel(16), [Linear(matrix)], [np.ones((1, 2, 64), np.float32)])
+    assert matrix.reads == ["w"]
+
+
+def test_not_for_tables() -> None:
+    with pytest.raises(NotImplementedError, match="is a scheme for products, not for tables"):
+        run_rows(TwoLevel(16), MemoryMatrix("table", weights(4, 32)), np.zeros((1, 1), np.int64))
+
+
+def test_operators(tmp_path: Path) -> None:
+    layers = [layer(weights(8, 64), name) for name in "ab"]
+    found = operators(write_linear(tmp_path, TwoLevel(16), layers))
+    assert found["QuantizeLinear"] == 1, "layers that share an input quantise it once"
+    assert found["MatMulIntegerToFloat"] == 2 and found["BitShift"] == 2 and found["BitwiseAnd"] == 0

@@ -1,0 +1,56 @@
+"""Packages with 4-bit weights in two levels: two decoders over the same bytes, one for each kind of processor."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoint_shapes import TINY_2B, TINY_8B
+from onnx_files import external, load, operators, weights
+from random_checkpoint import Shape
+from scheme_graphs import skip_if_products_saturate
+
+from runtime import Qwen3VLEmbedder, model
+from runtime.manifest import DECODER, DECODER_UINT8, Manifest
+from runtime.model import decoder_file
+
+Packages = Callable[..., Path]
+ITEMS = [{"text": "a red car"}, {"image": np.full((64, 96, 3), 200, np.uint8)}, {"text": "stone " * 40}]
+
+
+@pytest.mark.parametrize("shape", [TINY_2B, TINY_8B], ids=["2b", "8b"])
+def test_both_decoders_read_the_same_bytes(package: Packages, shape: Shape) -> None:
+    folder = package(shape, "embedding", "int4")
+    stored = [
+        {(each.name, each.data_type, *external(each)) for each in weights(load(folder, name))}
+        for name in (DECODER, DECODER_UINT8)
+    ]
+    assert stored[0] == stored[1] and len(stored[0]) > 4 * 7 * Manifest.read(folder).text.num_hidden_layers
+    assert not (folder / f"{DECODER_UINT8}.data").exists()
+
+
+def test_only_these_packages_have_two(package: Packages) -> None:
+    for precision, has_two in (("int4", True), ("int4-portable", False), ("int8", False)):
+        folder = package(TINY_2B, "embedding", precision)
+        names = {file.name for file in Manifest.read(folder).files}
+        assert (DECODER_UINT8 in names) == (folder / DECODER_UINT8).exists() == has_two
+
+
+def test_the_processor_decides_and_the_vectors_are_the_same(package: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_if_products_saturate()
+    folder, found = package(TINY_2B, "embedding", "int4"), {}
+    for saturates, file in ((False, DECODER), (True, DECODER_UINT8)):
+        monkeypatch.setattr(model, "products_saturate", lambda saturates=saturates: saturates)
+        assert decoder_file(Manifest.read(folder)) == file
+        found[file] = Qwen3VLEmbedder(folder).process(ITEMS)
+    assert np.array_equal(found[DECODER], found[DECODER_UINT8])
+
+
+def test_weights_stay_packed_and_every_matrix_is_unpacked_once(package: Packages) -> None:
+    folder = package(TINY_2B, "embedding", "int4")
+    layers = Manifest.read(folder).text.num_hidden_layers
+    found = operators(load(folder, DECODER))
+    assert found["BitShift"] == found["MatMulIntegerToFloat"] == 7 * layers
+    portable = package(TINY_2B, "embedding", "int4-portable")
+    sizes = [(each / f"{DECODER}.data").stat().st_size for each in (folder, portable)]
+    assert sizes[0] < 1.01 * sizes[1]  # blocks of 16 against blocks of 32 with float scales
