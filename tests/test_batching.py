@@ -140,7 +140,8 @@ def test_the_beginning_is_kept_and_cut_for_later_parts(opened: Opened) -> None:
     other = opened.prompt(80)
     ids = other.sequence.input_ids.copy()
     ids[30:] += 1
-    parts = [every, [Prompt(TokenSequence(ids, ids < 0, ()))], every[:2]]
+    short = opened.prompt(20)  # all of it is in the beginning
+    parts = [every, [Prompt(TokenSequence(ids, ids < 0, ()))], every[:2], [short, opened.prompt(9, seed=5)], [short]]
     batches = Batches(opened.model.decoder, 256)
     opened.watched.calls.clear()
     for part in parts:
@@ -153,6 +154,8 @@ def test_the_beginning_is_kept_and_cut_for_later_parts(opened: Opened) -> None:
             assert [past for _, past in opened.watched.calls] == [30]
         if part is parts[2]:
             assert {past for _, past in opened.watched.calls} == {59}
+        if part is parts[4]:
+            assert [past for _, past in opened.watched.calls] == [19]
 
 
 def test_what_is_no_common_beginning(opened: Opened) -> None:
