@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from random_checkpoint import TINY_2B, TINY_8B, Shape
 
-from runtime.batching import CALL_COST, PAST_TOKENS, Batches, common_length, packs
+from runtime.batching import Batches, common_length, packs
 from runtime.decoder import Prompt
 from runtime.encode import TokenSequence
 from runtime.graph import NOWHERE, Arrays, Graph
 from runtime.manifest import Manifest
 from runtime.model import Model
+from runtime.target import TARGETS
 from runtime.vision import VisualFeatures
 
 Packages = Callable[..., Path]
@@ -199,7 +200,7 @@ def test_packs_are_the_cheapest_cut() -> None:
 
     def cost(lengths: Sequence[int], found: Sequence[Sequence[int]]) -> int:
         even = [length + length % 2 for length in lengths]
-        return padded_tokens(even, found) + CALL_COST * len(found)
+        return padded_tokens(even, found) + TARGETS["cpu"].call_cost * len(found)
 
     for seed in range(30):
         lengths = sorted(np.random.default_rng(seed).integers(1, 200, 7).tolist())
@@ -227,5 +228,5 @@ def test_little_padding_on_a_mixed_set() -> None:
 
 def test_rows_after_a_long_past_are_few() -> None:
     assert max(map(len, packs([30] * 64, 1024, past=0))) > 30
-    assert max(map(len, packs([30] * 64, 1024, past=70))) == PAST_TOKENS // 100
+    assert max(map(len, packs([30] * 64, 1024, past=70))) == TARGETS["cpu"].past_tokens // 100
     assert max(map(len, packs([30] * 64, 1024, past=5000))) == 1
