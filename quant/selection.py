@@ -1,18 +1,19 @@
 """Which matrix gets which scheme: one predicate in one place, with the scales and statistics that go with it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from quant.blockwise import Blockwise
 from quant.fold import Fold
+from quant.kernels import CPU, Kernels
 from quant.per_token import PerToken
-from quant.schemes import AsStored, Float32, Scheme
+from quant.schemes import AsStored, Float, Scheme
 from quant.statistics import InputStatistics
 from quant.table import Int8Rows
 
-PRECISIONS = ("fp32", "int8", "int8-portable", "int4")
+UNQUANTISED = ("fp32", "bf16")
 TOKEN_TABLE = "model.language_model.embed_tokens.weight"
 DECODER, VISION = "model.language_model.", "model.visual."
 KEPT_IN_FLOAT = ("model.visual.patch_embed.",)
@@ -32,29 +33,38 @@ class Plan:
 
     precision: str
     int4_block: int = INT4_BLOCKS[0]
+    kernels: Kernels = CPU
     massive: frozenset[str] = frozenset()
     folds: Mapping[str, Fold] = field(default_factory=dict)
     importance: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if self.precision not in self.kernels.precisions:
+            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(self.kernels.precisions)}")
         if self.int4_block not in INT4_BLOCKS:
             raise ValueError(f"int4 block {self.int4_block} is not one of {INT4_BLOCKS}")
 
     def scheme_for(self, name: str) -> Scheme:
         """The scheme of the matrix called `name` (its checkpoint name, with a suffix for a part of a tensor)."""
-        if self.precision == "fp32":
-            return AsStored() if name == TOKEN_TABLE else Float32()
         if name == TOKEN_TABLE:
-            return Int8Rows()
-        if name.startswith(KEPT_IN_FLOAT):
-            return Float32()
-        if self.precision == "int8-portable":
-            return Blockwise(8, INT8_BLOCK, symmetric=True)
+            return self._table()
+        if self.precision in UNQUANTISED or name.startswith(KEPT_IN_FLOAT):
+            return Float(self.kernels)
         if self.precision == "int4" and name.startswith(DECODER):
-            return Blockwise(4, self.int4_block, symmetric=False)
-        return Blockwise(8, INT8_BLOCK, symmetric=True) if name in self.massive else PerToken()
+            return Blockwise(4, self.int4_block, symmetric=False, kernels=self.kernels)
+        if self.kernels.per_token and self.precision != "int8-portable" and name not in self.massive:
+            return PerToken()
+        return Blockwise(8, INT8_BLOCK, symmetric=True, kernels=self.kernels)
+
+    def in_float32(self) -> "Plan":
+        """The same stored bytes multiplied in float32, which the CPU can do for every target."""
+        return replace(self, kernels=self.kernels.in_float32())
+
+    def _table(self) -> Scheme:
+        """The scheme of the token table: short floats need none of their own."""
+        if self.kernels.weights != "float32":
+            return Float(self.kernels)
+        return AsStored() if self.precision in UNQUANTISED else Int8Rows()
 
 
 FLOAT32 = Plan("fp32")
