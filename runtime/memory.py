@@ -64,8 +64,9 @@ def memory_policy(mode: str, matrices: Mapping[str, str], target: Target = TARGE
     few then take float activations: nearer to the float model, and not to the last digit what the normal mode gives.
     """
     if mode == "normal":
-        # A large picture's buffers would stay beside the decoder's; taking them anew is nothing to its seconds.
-        fast = {DECODER: GraphMemory(), VISION: GraphMemory(shrink=True)}
+        # On the CPU a large picture's buffers would stay beside the decoder's, and taking them anew is nothing to its
+        # seconds; on a device it would be much.
+        fast = {DECODER: GraphMemory(), VISION: GraphMemory(shrink=target == TARGETS["cpu"])}
         return MemoryPolicy(fast, keep_vision=True, batch_tokens=target.batch_tokens, arena=target.arena)
     if mode != "low":
         raise InputError(f"memory is {mode!r}, expected 'normal' or 'low'.")

@@ -117,11 +117,12 @@ def test_a_few_block_products_are_not_worth_a_copy_of_all_weights(in_blocks: int
 def test_buffers_are_given_back_where_the_target_has_them(package: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = (memory_policy("low", {}, TARGETS[name]) for name in ("cpu", "cuda"))
     assert [(each.arena, each.batch_tokens) for each in (cpu, cuda)] == [("cpu:0", 512), ("gpu:0", 4096)]
-    assert memory_policy("normal", {}, TARGETS["cuda"]).batch_tokens == 8192
+    normal = memory_policy("normal", {}, TARGETS["cuda"])
+    assert normal.batch_tokens == 8192 and set(normal.graphs.values()) == {GraphMemory()}
     given: list[str | None] = []
     monkeypatch.setattr(runtime.memory, "SessionGraph", lambda session, arena: given.append(arena))
     path = package(TINY_2B, "embedding") / DECODER
-    for policy in (cuda, memory_policy("normal", {}, TARGETS["cuda"])):
+    for policy in (cuda, normal):
         policy.open_graph(path, ["CPUExecutionProvider"], 1)
     assert given == ["gpu:0", None]
 
