@@ -11,7 +11,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from bench.llama import NAME, TABLE, Llama, LlamaConfig, LlamaGraph, SchemeFor, rotary
-from quant.schemes import Float32
+from quant.schemes import Float
 from quant.statistics import Accumulator, InputStatistics
 from runtime.session import create_session
 
@@ -73,7 +73,7 @@ def calibrate(llama: Llama, ids: np.ndarray) -> dict[str, InputStatistics]:
     """Statistics of each product's input by the first weight that reads it, sequence by sequence."""
     seen = Accumulator()
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        LlamaGraph(llama, lambda _: Float32(), {}, observed=True).graph.write(Path(folder), lambda _: None)
+        LlamaGraph(llama, lambda _: Float(), {}, observed=True).graph.write(Path(folder), lambda _: None)
         running = Running(llama.config, Path(folder) / NAME)
         for sequence in ids:
             for name, x in running.outputs(sequence[None]).items():
@@ -89,7 +89,7 @@ class Judge:
 
     def __init__(self, llama: Llama, ids: np.ndarray):
         self.ids, self._table = ids, llama.weights[TABLE]
-        self._float = hidden_states(llama, lambda _: Float32(), {}, ids)
+        self._float = hidden_states(llama, lambda _: Float(), {}, ids)
 
     def agreement(self, hidden: np.ndarray) -> Agreement:
         """How far `hidden` [B · S, D] is from the float32 one."""

@@ -21,7 +21,7 @@ from bench.llama_fold import awq, fold, smoothed
 from bench.llama_run import Agreement, Judge, calibrate, hidden_states, token_ids
 from quant.blockwise import Blockwise
 from quant.per_token import PerToken
-from quant.schemes import Float32, Scheme
+from quant.schemes import Float, Scheme
 from quant.selection import is_massive
 from quant.statistics import InputStatistics
 from quant.two_level import TwoLevel
@@ -84,7 +84,7 @@ def portable(name: str, scheme: Scheme) -> dict[str, Row]:
 
 
 ROWS = {
-    "float32": Row(Float32()),
+    "float32": Row(Float()),
     "w8a8": Row(PerToken()),
     "w8a8 smoothed": Row(PerToken(), "smoothed"),
     "w8a8 smoothed massive": Row(PerToken(), "smoothed", massive=INT8),

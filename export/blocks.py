@@ -9,7 +9,8 @@ from export.checkpoint import Checkpoint
 from export.graph import CONTRIB, Graph, Value
 from export.safetensors_file import Tensor
 from quant.fold import Fold
-from quant.schemes import Linear
+from quant.kernels import Kernels
+from quant.schemes import Linear, cast
 from quant.selection import FLOAT32, Plan
 
 BLOCK_BYTES = 4 * 2**20  # what is computed on a block stays in the processor's caches
@@ -29,6 +30,11 @@ class Parts:
     matrices: dict[str, str] = field(default_factory=dict)
     taps: list["Tap"] | None = None
     token_weight: list[Value] = field(default_factory=list)
+
+    @property
+    def kernels(self) -> Kernels:
+        """What the provider can do."""
+        return self.plan.kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +86,23 @@ def row_range(parts: Parts, name: str, tensor: Tensor, rows: tuple[int, int]) ->
     return RowRange(name, tensor, *rows, parts.plan.folds.get(name), parts.plan.importance.get(name))
 
 
-def vector(parts: Parts, name: str, size: int) -> Value:
-    """A norm's weight or bias as a float32 initializer [size]."""
-    return parts.graph.weight(name, "float32", (size,), matrix(parts, name, (size,)).blocks)
+def vector(parts: Parts, name: str, size: int, dtype: str | None = None) -> Value:
+    """A norm's weight or bias [size], of the type of the activations or `dtype`."""
+    stored = parts.graph.weight(name, parts.kernels.weights, (size,), matrix(parts, name, (size,)).blocks)
+    value: Value = cast(parts.graph, stored, parts.kernels.weights, dtype or parts.kernels.activations)
+    return value
+
+
+def entering(parts: Parts, x: Value) -> Value:
+    """What comes in as float32, in the type of the activations."""
+    value: Value = cast(parts.graph, x, "float32", parts.kernels.activations)
+    return value
+
+
+def leaving(parts: Parts, x: Value) -> Value:
+    """A value in the type of the activations as float32, what every output is."""
+    value: Value = cast(parts.graph, x, parts.kernels.activations, "float32")
+    return value
 
 
 def linears(parts: Parts, x: Value, layers: Sequence[Linear]) -> list[Value]:
@@ -111,16 +131,19 @@ def linear(parts: Parts, x: Value, prefix: str, sizes: tuple[int, int], bias: bo
 
 
 def table_rows(parts: Parts, name: str, shape: tuple[int, int], ids: Value) -> Value:
-    """Rows of the table `name` at integer `ids` [...] → float32 [..., K]."""
+    """Rows of the table `name` at integer `ids` [...] → [..., K]."""
     scheme = parts.plan.scheme_for(name)
     parts.matrices[name] = scheme.name
     rows: Value = scheme.rows(parts.graph, matrix(parts, name, shape), ids)
     return rows
 
 
-def rms_norm(parts: Parts, x: Value, name: str, size: int, epsilon: float) -> Value:
-    """RMSNorm over the last axis; the fused skip form is slower on the CPU."""
-    weight = vector(parts, name, size)
+def rms_norm(parts: Parts, x: Value, name: str, size: int, epsilon: float, dtype: str | None = None) -> Value:
+    """RMSNorm over the last axis of x, whose type is `dtype` if not the activations'; its sums are in float32.
+
+    The fused skip form is slower on the CPU.
+    """
+    weight = vector(parts, name, size, dtype)
     return parts.graph.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=epsilon, stash_type=1)
 
 

@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from export.calibration import BUILTIN, NONE
 from export.folder import require_free_output
-from export.package import FLOAT, ExportOptions, Reporter, export_package
+from export.package import ExportOptions, Reporter, export_package
 from export.source import PUBLISHED, find_checkpoint
+from quant.kernels import KERNELS
 from quant.selection import INT4_BLOCKS
 from runtime.errors import InputError, Qwen3VLError
 from runtime.version import VERSION
@@ -36,7 +37,12 @@ def parser() -> argparse.ArgumentParser:
         f"or one of {', '.join(PUBLISHED)}",
     )
     precision = parser.add_mutually_exclusive_group()
-    precision.add_argument("--fp32", dest="precision", action="store_const", const="fp32", help="float32 (default)")
+    precision.add_argument(
+        "--fp32", dest="precision", action="store_const", const="fp32", help="float32 (default on cpu)"
+    )
+    precision.add_argument(
+        "--bf16", dest="precision", action="store_const", const="bf16", help="bfloat16 (default on cuda, not on cpu)"
+    )
     precision.add_argument("--int8", dest="precision", action="store_const", const="int8", help="int8: fast")
     precision.add_argument("--int4", dest="precision", action="store_const", const="int4", help="int4: small")
     parser.add_argument(
@@ -60,9 +66,17 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--min-cosine", type=float, metavar="C", help="refuse a package whose mean cosine to float32 is below C"
     )
-    parser.add_argument("--target", choices=("cpu", "cuda"), default="cpu", help="cpu (default); cuda: not yet")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help=f"package folder (default: {PACKAGES}/<name>-<precision>)"
+        "--target",
+        choices=tuple(KERNELS),
+        default="cpu",
+        help="where the package will run: cpu (default) or cuda (there activations are bfloat16)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"package folder (default: {PACKAGES}/<name>-<precision>, with -cuda at the end for that target)",
     )
     parser.add_argument(
         "--task", choices=("embedding", "reranker"), help="default: decided by the checkpoint's own files"
@@ -92,15 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     precision = _precision(options)
-    if options.target != "cpu":
-        raise InputError(f"--target {options.target} is not available yet; this version exports for --target cpu.")
     if options.verify:
         # Imported here: only a verification needs torch. A missing extra is better known before the export than after.
         from export.reference import prepare_reference_imports
 
         prepare_reference_imports()
     name = package_name(options.model)
-    output: Path = options.output or PACKAGES / f"{name}-{precision}"
+    output: Path = options.output or PACKAGES / f"{name}-{precision}{'' if options.target == 'cpu' else '-cuda'}"
     require_free_output(output, options.force)
     folder = find_checkpoint(options.model, revision=options.revision)
     choices = ExportOptions(
@@ -129,17 +141,29 @@ def _run(options: argparse.Namespace) -> int:
 
 def _precision(options: argparse.Namespace) -> str:
     """The name of the precision; InputError for options that do not go together."""
-    precision: str = options.precision or FLOAT
+    known = KERNELS[options.target].precisions
+    precision: str = options.precision or known[0]
     if options.portable and precision not in ("int8", "int4"):
         raise InputError("--portable is a form of --int8 and --int4; add one of them or leave it out.")
     if options.block and precision != "int4":
         raise InputError("--block belongs to --int4; add --int4 or leave it out.")
-    if options.verify and precision != FLOAT:
+    precision = f"{precision}-portable" if options.portable else precision
+    if precision not in known:
+        other = next(target for target, kernels in KERNELS.items() if precision in kernels.precisions)
+        *most, last = map(_flag, known)
         raise InputError(
-            f"--verify compares float32 packages with torch; leave it out of --{precision}, "
-            "whose loss is measured on the calibration samples."
+            f"{_flag(precision)} is for --target {other}; --target {options.target} takes {', '.join(most)} or {last}."
         )
-    return f"{precision}-portable" if options.portable else precision
+    if options.verify and precision != "fp32":
+        raise InputError(
+            f"--verify compares float32 packages with torch; leave it out of {_flag(precision)}, "
+            "or export with --fp32 --target cpu."
+        )
+    return precision
+
+
+def _flag(precision: str) -> str:
+    return "--" + precision.replace("-", " --")
 
 
 def package_name(model: str) -> str:

@@ -1,15 +1,17 @@
 """The language backbone as decoder.onnx. Mirrors transformers' Qwen3VLTextModel (4.57).
 
 Shapes: B batch, S new tokens, C past capacity, D hidden, h head_dim, V visual tokens, L DeepStack layers.
-The last layer computes keys and values for every token and everything else for the last one only.
-S is even: MatMulNBits multiplies rows in pairs, and calculates a row left over in another order.
+The last layer computes keys and values for every token and (almost) everything else for the last one only.
+On the CPU S is even: MatMulNBits multiplies rows in pairs, and calculates a row left over in another order.
+Inputs and outputs are the same for every target, in float32; a target may leave some inputs unused.
 """
 
 import numpy as np
 
-from export.blocks import Parts, linear, linears, matrix, reshape, rms_norm, swiglu, table_rows
+from export.blocks import Parts, entering, leaving, linear, linears, matrix, reshape, rms_norm, swiglu, table_rows
 from export.graph import CONTRIB, Graph, Value
 from export.heads import Head
+from quant.kernels import NUMPY_DTYPES
 from quant.schemes import Linear
 from runtime.manifest import TextConfig
 
@@ -21,14 +23,14 @@ def build_decoder(parts: Parts, config: TextConfig, num_deepstack: int, head: He
     graph, hidden_size = parts.graph, config.hidden_size
     half = config.head_dim // 2
     input_ids = graph.input("input_ids", "int64", ["B", "S"])
-    visual_tokens = graph.input("visual_tokens", "float32", ["V", hidden_size])
+    visual_tokens = entering(parts, graph.input("visual_tokens", "float32", ["V", hidden_size]))
     visual_index = graph.input("visual_index", "int64", ["V", 2])  # (batch, token) of each visual token
-    deepstack = graph.input("deepstack", "float32", [num_deepstack, "V", hidden_size])
+    deepstack = entering(parts, graph.input("deepstack", "float32", [num_deepstack, "V", hidden_size]))
     rotary = (
-        graph.input("rotary_cos", "float32", ["B", "S", half]),
-        graph.input("rotary_sin", "float32", ["B", "S", half]),
+        entering(parts, graph.input("rotary_cos", "float32", ["B", "S", half])),
+        entering(parts, graph.input("rotary_sin", "float32", ["B", "S", half])),
     )
-    lengths, last_token = Lengths(graph), LastToken(graph)
+    lengths, last_token = Lengths(graph), LastToken(parts)
 
     table = (config.vocab_size, hidden_size)
     hidden = table_rows(parts, f"{PREFIX}.embed_tokens.weight", table, input_ids)  # [B,S,D]
@@ -39,14 +41,25 @@ def build_decoder(parts: Parts, config: TextConfig, num_deepstack: int, head: He
         hidden = layer.every_token(hidden, rotary, lengths)
         if index < num_deepstack:
             features = graph.op("Gather", deepstack, graph.constant(np.array(index, np.int64)), axis=0)  # [V,D]
-            hidden = graph.op("ScatterND", hidden, visual_index, features, reduction="add")
+            hidden = add_at(parts, hidden, visual_index, features)
         hidden.name = f"layers.{index}:hidden"  # for comparing packages layer by layer
-    pooled = DecoderLayer(parts, config, last).last_token(hidden, rotary, last_token)  # [B,1,D]
+    pooled = DecoderLayer(parts, config, last).last_token(hidden, rotary, lengths, last_token)  # [B,1,D]
     pooled.name = f"layers.{last}:hidden"
-    pooled = rms_norm(parts, pooled, f"{PREFIX}.norm.weight", hidden_size, config.rms_norm_eps)
+    pooled = leaving(parts, pooled)
+    pooled = rms_norm(parts, pooled, f"{PREFIX}.norm.weight", hidden_size, config.rms_norm_eps, "float32")
     pooled = reshape(graph, pooled, (-1, hidden_size))  # [B,D]
     head.emit(parts, pooled)
     return graph
+
+
+def add_at(parts: Parts, hidden: Value, index: Value, features: Value) -> Value:
+    """hidden [B,S,D] with features [V,D] added at the (batch, token) pairs of index [V,2]; V may be 0."""
+    graph = parts.graph
+    if parts.kernels.scatter_add:
+        return graph.op("ScatterND", hidden, index, features, reduction="add")
+    zero = graph.constant(np.zeros((1, 1, 1), NUMPY_DTYPES[parts.kernels.activations]))
+    nothing = graph.op("Expand", zero, graph.op("Shape", hidden))  # [B,S,D]
+    return graph.op("Add", hidden, graph.op("ScatterND", nothing, index, features))
 
 
 class Lengths:
@@ -70,15 +83,27 @@ class LastToken:
     token_mask [B,S,1]     which of the S tokens are not padding
     last_mask [B,1,1,C+S]  which keys it sees; the last layer's present is the whole past, then the new tokens
 
-    The token is taken twice, so that the rows are even: MatMulNBits calculates a row left over in another order.
+    Where rows have to be even, the token is taken twice: T is 2, else 1.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, parts: Parts):
+        graph, twice = parts.graph, parts.kernels.even_rows
         index = graph.input("last_index", "int64", ["B", 1, 1])
-        self.index_twice = graph.op("Concat", index, index, axis=1)  # [B,2,1]
+        self._index = graph.op("Concat", index, index, axis=1) if twice else index  # [B,T,1]
         self.token_mask = graph.input("token_mask", "bool", ["B", "S", 1])
         mask = graph.input("last_mask", "bool", ["B", 1, 1, "C+S"])
-        self.mask_twice = graph.op("Concat", mask, mask, axis=2)  # [B,1,2,C+S]
+        self.mask = graph.op("Concat", mask, mask, axis=2) if twice else mask  # [B,1,T,C+S]
+        self._graph, self._twice = graph, twice
+
+    def of(self, every: Value) -> Value:
+        """The last token's row of every [B,S,N] → [B,T,N]."""
+        return self._graph.op("GatherND", every, self._index, batch_dims=1)
+
+    def once(self, x: Value) -> Value:
+        """x [B,T,N] → [B,1,N]."""
+        if not self._twice:
+            return x
+        return self._graph.op("Gather", x, self._graph.constant(np.array([0], np.int64)), axis=1)
 
 
 class DecoderLayer:
@@ -88,12 +113,24 @@ class DecoderLayer:
         self.parts, self.graph, self.config = parts, parts.graph, config
         self.prefix = f"{PREFIX}.layers.{index}"
         past: list[int | str] = ["B", config.num_key_value_heads, "C", config.head_dim]
-        self.past_key = self.graph.input(f"past_key.{index}", "float32", past)
-        self.past_value = self.graph.input(f"past_value.{index}", "float32", past)
+        self.past_key = entering(parts, self.graph.input(f"past_key.{index}", "float32", past))
+        self.past_value = entering(parts, self.graph.input(f"past_value.{index}", "float32", past))
         self.index = index
 
     def every_token(self, hidden: Value, rotary: tuple[Value, Value], lengths: Lengths) -> Value:
-        """hidden [B,S,D] → [B,S,D] by GroupQueryAttention, causal over past and new tokens."""
+        """hidden [B,S,D] → [B,S,D]."""
+        return self._output_and_mlp(hidden, self._attended(hidden, rotary, lengths))
+
+    def last_token(self, hidden: Value, rotary: tuple[Value, Value], lengths: Lengths, last: LastToken) -> Value:
+        """hidden [B,S,D] → [B,1,D], the last token's."""
+        if self.parts.kernels.masked_attention:
+            attended, residual = self._attended_by_last(hidden, rotary, last)
+        else:
+            attended, residual = (last.of(each) for each in (self._attended(hidden, rotary, lengths), hidden))
+        return last.once(self._output_and_mlp(residual, attended))
+
+    def _attended(self, hidden: Value, rotary: tuple[Value, Value], lengths: Lengths) -> Value:
+        """hidden [B,S,D] → [B,S,heads·h] by GroupQueryAttention, causal over past and new tokens."""
         x = self._norm(hidden, "input_layernorm")
         query, key, value = linears(self.parts, x, [self._projection(name) for name in ("q", "k", "v")])
         attended, present_key, present_value = self.graph.op_many(
@@ -106,8 +143,8 @@ class DecoderLayer:
                 self.past_value,
                 lengths.last_position,
                 lengths.capacity,
-                *[None] * 9,
-                lengths.query_lengths,  # input 16: right-padded batches, also with a past
+                # Input 16: right-padded batches, also with a past.
+                *([*[None] * 9, lengths.query_lengths] if self.parts.kernels.query_lengths else []),
             ],
             3,
             CONTRIB,
@@ -115,18 +152,15 @@ class DecoderLayer:
         )
         # Declared outputs even when nobody fetches them: only then does the flash path run on the CPU.
         self._declare_present(present_key, present_value)
-        return self._output_and_mlp(hidden, attended)
+        return attended
 
-    def last_token(self, hidden: Value, rotary: tuple[Value, Value], last: LastToken) -> Value:
-        """hidden [B,S,D] → [B,1,D]: one query a row, twice, so Attention-23 with a mask."""
+    def _attended_by_last(self, hidden: Value, rotary: tuple[Value, Value], last: LastToken) -> tuple[Value, Value]:
+        """hidden [B,S,D] → [B,T,heads·h] and [B,T,D] of the last token: fewer queries than keys, so with a mask."""
         # GroupQueryAttention leaves padding rows undefined; here a key's NaN would pass through the mask.
         zero = self.graph.constant(np.array(0, np.float32))
         x = self.graph.op("Where", last.token_mask, self._norm(hidden, "input_layernorm"), zero)
         key, value = linears(self.parts, x, [self._projection(name) for name in ("k", "v")])
-        x_last, cos, sin, residual = (
-            self.graph.op("GatherND", every, last.index_twice, batch_dims=1)  # [B,2,...]
-            for every in (x, *rotary, hidden)
-        )
+        x_last, cos, sin, residual = (last.of(every) for every in (x, *rotary, hidden))  # [B,T,...]
         query = linears(self.parts, x_last, [self._projection("q")])[0]
         attended, present_key, present_value = self.graph.op_many(
             "Attention",
@@ -134,7 +168,7 @@ class DecoderLayer:
                 self._head_norm_and_rotary(query, "q", (cos, sin)),
                 self._head_norm_and_rotary(key, "k", rotary),
                 value,
-                last.mask_twice,
+                last.mask,
                 self.past_key,
                 self.past_value,
             ],
@@ -145,8 +179,7 @@ class DecoderLayer:
             },
         )
         self._declare_present(present_key, present_value)
-        both = self._output_and_mlp(residual, attended)  # [B,2,D]
-        return self.graph.op("Gather", both, self.graph.constant(np.array([0], np.int64)), axis=1)
+        return attended, residual
 
     def _norm(self, x: Value, name: str) -> Value:
         sizes = self.config.hidden_size, self.config.rms_norm_eps
@@ -169,8 +202,8 @@ class DecoderLayer:
 
     def _declare_present(self, key: Value, value: Value) -> None:
         shape: list[int | str] = ["B", self.config.num_key_value_heads, "C+S", self.config.head_dim]
-        self.graph.output(f"present_key.{self.index}", key, "float32", shape)
-        self.graph.output(f"present_value.{self.index}", value, "float32", shape)
+        self.graph.output(f"present_key.{self.index}", leaving(self.parts, key), "float32", shape)
+        self.graph.output(f"present_value.{self.index}", leaving(self.parts, value), "float32", shape)
 
     def _output_and_mlp(self, residual: Value, attended: Value) -> Value:
         config = self.config

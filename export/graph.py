@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from quant.kernels import NUMPY_DTYPES
 from runtime.version import VERSION
 
 OPSET = 23
@@ -32,7 +32,6 @@ DTYPES = {
     "int8": ir.DataType.INT8,
     "uint8": ir.DataType.UINT8,
 }
-NUMPY_DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 @dataclass(frozen=True)

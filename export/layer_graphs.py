@@ -57,7 +57,8 @@ class LayerGraphs:
     """The layers of a checkpoint, each open inside its `with` block only, with a file in `folder` meanwhile.
 
     Without `written` they are float32, their weights are copied to `folder` and their inputs measured. With it, the
-    graphs of a package that stand in `folder` by name and the `plan` they were built with, they are what it holds.
+    graphs of a package that stand in `folder` by name and the `plan` they were built with, they are what it holds;
+    activations are float32 whatever the target.
     """
 
     checkpoint: Checkpoint
@@ -148,7 +149,8 @@ class LayerGraphs:
             graph.input("rotary_sin", "float32", ["B", "S", half]),
         )
         if self.pools(index):
-            return DecoderLayer(parts, text, index).last_token(hidden, rotary, LastToken(graph))
+            lengths, last = Lengths(graph), LastToken(parts)
+            return DecoderLayer(parts, text, index).last_token(hidden, rotary, lengths, last)
         if parts.taps is not None:
             parts.token_weight.append(graph.input("token_weight", "float32", ["S", 1]))
         return DecoderLayer(parts, text, index).every_token(hidden, rotary, Lengths(graph))

@@ -126,7 +126,6 @@ class Layerwise:
             feeds["last_index"] = np.array([[[length - 1]]], np.int64)
             feeds["token_mask"] = valid.reshape(1, -1, 1)
             feeds["last_mask"] = valid.reshape(1, 1, 1, -1)
-            return feeds
         feeds["query_lengths"] = np.array([length], np.int32)
         feeds["last_position"] = np.array([length - 1], np.int32)
         feeds["capacity"] = np.array(len(valid), np.int32)

@@ -16,8 +16,9 @@ from export.graph import Graph
 from export.layer_graphs import LayerGraphs
 from export.layerwise import num_steps
 from export.vision import build_vision
+from quant.kernels import KERNELS
 from quant.losses import costliest
-from quant.selection import Plan
+from quant.selection import UNQUANTISED, Plan
 from runtime.errors import CheckpointError
 from runtime.manifest import (
     DECODER,
@@ -33,19 +34,18 @@ from runtime.manifest import (
 )
 from runtime.version import VERSION
 
-FLOAT = "fp32"
-
 
 @dataclass(frozen=True)
 class ExportOptions:
     """What a package is called and made for; `task` None lets the checkpoint's own files decide.
 
+    `precision` is one that quant/kernels.py lists for the `target`.
     `calibrate`: BUILTIN, NONE or a folder of samples, for the quantised precisions; `min_cosine` refuses a package
     whose mean cosine to float32 on these samples is lower.
     """
 
     name: str
-    precision: str = FLOAT
+    precision: str = "fp32"
     target: str = "cpu"
     task: Task | None = None
     revision: str | None = None
@@ -76,11 +76,11 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
     output = output.resolve() if output.is_symlink() else output.absolute()
     require_free_output(output, options.force)
     blueprint = read_blueprint(folder, options.task, reporter.say)
-    calibrated = options.precision != FLOAT and options.calibrate != NONE
+    calibrated = options.precision not in UNQUANTISED and options.calibrate != NONE
     if options.min_cosine is not None and not calibrated:
         raise CheckpointError("--min-cosine needs a quantised precision and calibration samples to compare on.")
     with Checkpoint(folder) as checkpoint:
-        plan = Plan(options.precision, options.block)
+        plan = Plan(options.precision, options.block, KERNELS[options.target])
         graphs, matrices = build_graphs(checkpoint, blueprint, plan)
         checkpoint.require_all_used()
         for name, reason in checkpoint.ignored.items():
@@ -125,7 +125,7 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
             if calibration:
                 reporter.start(num_steps(blueprint.config), "measuring the loss", "layer")
                 written = {graph.name: graph for graph in graphs}
-                package = LayerGraphs(checkpoint, blueprint.config, partial, plan, written)
+                package = LayerGraphs(checkpoint, blueprint.config, partial, plan.in_float32(), written)
                 found = measure(blueprint, package, calibration.samples, reporter.advance)
                 manifest = replace(manifest, loss=_loss(calibration, found, options, reporter.say))
             manifest = manifest.sealed()
@@ -160,8 +160,9 @@ def _loss(calibration: Calibration, found: Results, options: ExportOptions, say:
         agreement.kendall,
         agreement.largest,
     )
+    activations = "" if options.target == "cpu" else "weights as stored, activations in float32; "
     say(
-        f"against float32 on {agreement.count} samples: cosine {loss.cosine_mean:.5f} mean, "
+        f"{activations}against float32 on {agreement.count} samples: cosine {loss.cosine_mean:.5f} mean, "
         f"{loss.cosine_minimum:.5f} lowest; order of pairs (Kendall) {loss.kendall:.4f}"
     )
     if options.min_cosine is not None and loss.cosine_mean < options.min_cosine:

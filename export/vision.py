@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from export.blocks import Parts, layer_norm, linear, linears, matrix, reshape, row_range
+from export.blocks import Parts, entering, layer_norm, leaving, linear, linears, matrix, reshape, row_range
 from export.graph import CONTRIB, Graph, Value
-from quant.schemes import Linear
+from quant.schemes import Linear, cast
 from runtime.manifest import VisionConfig
 
 PREFIX = "model.visual"
@@ -21,10 +21,10 @@ def build_vision(parts: Parts, config: VisionConfig) -> Graph:
     graph, hidden_size = parts.graph, config.hidden_size
     half = hidden_size // config.num_heads // 2
     patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
-    patches = graph.input("patches", "float32", ["F", "P", patch])
+    patches = entering(parts, graph.input("patches", "float32", ["F", "P", patch]))
     rotary = (
-        graph.input("rotary_cos", "float32", ["F", "P", half]),
-        graph.input("rotary_sin", "float32", ["F", "P", half]),
+        entering(parts, graph.input("rotary_cos", "float32", ["F", "P", half])),
+        entering(parts, graph.input("rotary_sin", "float32", ["F", "P", half])),
     )
     hidden = patch_embedding(parts, config, patches)  # [F,P,D]
     hidden = graph.op("Add", hidden, position_embedding(parts, config))
@@ -36,10 +36,10 @@ def build_vision(parts: Parts, config: VisionConfig) -> Graph:
             position = config.deepstack_visual_indexes.index(index)
             features[index] = deepstack_merger(parts, config, position, hidden)
     tokens = merger(parts, config, hidden)
-    graph.output("tokens", tokens, "float32", ["F*P/M", config.out_hidden_size])
+    graph.output("tokens", leaving(parts, tokens), "float32", ["F*P/M", config.out_hidden_size])
     axis = graph.constant(np.array([0], np.int64))
     stacked = graph.op("Concat", *[graph.op("Unsqueeze", each, axis) for each in features.values()], axis=0)
-    graph.output("deepstack", stacked, "float32", [len(features), "F*P/M", config.out_hidden_size])
+    graph.output("deepstack", leaving(parts, stacked), "float32", [len(features), "F*P/M", config.out_hidden_size])
     return graph
 
 
@@ -55,21 +55,22 @@ def patch_embedding(parts: Parts, config: VisionConfig, patches: Value) -> Value
 def position_embedding(parts: Parts, config: VisionConfig) -> Value:
     """Four weighted rows of the position table a patch → [P,D]; mirrors fast_pos_embed_interpolate.
 
-    The host gives the four neighbours' indices [4,P] and weights [4,P,1]; they are added in the reference's order.
+    The host gives the four neighbours' indices [4,P] and weights [4,P,1]; they are added in the reference's order, in
+    float32 for every target.
     """
-    graph = parts.graph
+    graph, stored = parts.graph, parts.kernels.weights
     index = graph.input("position_index", "int64", [4, "P"])
     weight = graph.input("position_weight", "float32", [4, "P", 1])
     name, shape = f"{PREFIX}.pos_embed.weight", (config.num_position_embeddings, config.hidden_size)
-    table = graph.weight(name, "float32", shape, matrix(parts, name, shape).blocks)
+    table = graph.weight(name, stored, shape, matrix(parts, name, shape).blocks)
     total = None
     for corner in range(4):
         at = graph.constant(np.array(corner, np.int64))
-        rows = graph.op("Gather", table, graph.op("Gather", index, at, axis=0))  # [P,D]
+        rows = cast(graph, graph.op("Gather", table, graph.op("Gather", index, at, axis=0)), stored, "float32")  # [P,D]
         rows = graph.op("Mul", rows, graph.op("Gather", weight, at, axis=0))
         total = rows if total is None else graph.op("Add", total, rows)
     assert total is not None
-    return total
+    return entering(parts, total)
 
 
 def block(parts: Parts, config: VisionConfig, index: int, hidden: Value, rotary: Sequence[Value]) -> Value:
@@ -123,13 +124,20 @@ def _shuffle(parts: Parts, config: VisionConfig, x: Value) -> Value:
 
 
 def _merge(parts: Parts, config: VisionConfig, prefix: str, x: Value) -> Value:
-    """x [R,M·D] → [R,out], over an even number of rows: MatMulNBits calculates a row left over in another order."""
-    graph, width = parts.graph, config.hidden_size * config.spatial_merge_size**2
+    """x [R,M·D] → [R,out]; where the kernels want it, over an even number of rows."""
+    graph = parts.graph
+    if not parts.kernels.even_rows:
+        return _merger_mlp(parts, config, prefix, x)
     start, two = (graph.constant(np.array([number], np.int64)) for number in (0, 2))
     rows = graph.op("Shape", x, start=0, end=1)  # [1]
     first = graph.op("Slice", x, start, graph.op("Mod", rows, two))  # [R mod 2,M·D]
-    x = graph.op("Concat", x, first, axis=0)
-    x = linear(parts, x, f"{prefix}.linear_fc1", (width, width), bias=True)
-    x = graph.op("Gelu", x)  # exact here, tanh in the blocks
-    x = linear(parts, x, f"{prefix}.linear_fc2", (config.out_hidden_size, width), bias=True)
+    x = _merger_mlp(parts, config, prefix, graph.op("Concat", x, first, axis=0))
     return graph.op("Slice", x, start, rows)
+
+
+def _merger_mlp(parts: Parts, config: VisionConfig, prefix: str, x: Value) -> Value:
+    """x [R,M·D] → [R,out]."""
+    width = config.hidden_size * config.spatial_merge_size**2
+    x = linear(parts, x, f"{prefix}.linear_fc1", (width, width), bias=True)
+    x = parts.graph.op("Gelu", x)  # exact here, tanh in the blocks
+    return linear(parts, x, f"{prefix}.linear_fc2", (config.out_hidden_size, width), bias=True)

@@ -1,8 +1,8 @@
-"""MatMulNBits: 4- or 8-bit weights in blocks along the input, activations quantised inside the operator.
+"""MatMulNBits: 4- or 8-bit weights in blocks along the input; on the CPU the operator quantises the activations.
 
-Bytes: codes uint8 [N, blocks, block · bits / 8], two 4-bit codes a byte, the lower half first; scales float32
-[N, blocks]; zero points uint8 [N, ⌈blocks · bits / 8⌉] packed alike, absent where symmetric (then 2^(bits−1)).
-weight = (code − zero) · scale. A last block that K does not fill is padded with zeros.
+Bytes: codes uint8 [N, blocks, block · bits / 8], two 4-bit codes a byte, the lower half first; scales [N, blocks],
+float32 or the type that the kernels want; zero points uint8 [N, ⌈blocks · bits / 8⌉] packed alike, absent where
+symmetric (then 2^(bits−1)). weight = (code − zero) · scale. A last block that K does not fill is padded with zeros.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,8 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from quant.schemes import GraphBuilder, Linear, Matrix, Value
+from quant.kernels import CPU, NUMPY_DTYPES, Kernels
+from quant.schemes import GraphBuilder, Linear, Matrix, Value, add_bias, cast, float_weight
 from runtime.session import default_threads
 
 # Scales tried by the weighted search, as parts of the one that covers the whole range of a block; a wider one can
@@ -20,7 +21,6 @@ from runtime.session import default_threads
 SHRINKS = np.linspace(1.1, 0.7, 13, dtype=np.float32)
 # What a search goes over again and again should stay in the processor's caches.
 PIECE_ELEMENTS = 2**18
-ACCURACY_LEVEL = 4  # int8 activations; without it 8-bit weights are dequantised at every call
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Blockwise:
     bits: int
     block: int
     symmetric: bool
+    kernels: Kernels = CPU
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +85,7 @@ class Blockwise:
         return self.dequantize(self.quantize(rows), rows.shape[1])
 
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
-        """One MatMulNBits a layer: the operator quantises x [..., K] by itself."""
+        """One MatMulNBits a layer: x [..., K] goes in as it is."""
         return [self._product(graph, x, layer) for layer in layers]
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
@@ -110,6 +111,8 @@ class Blockwise:
     def _rounded(self, blocks: np.ndarray, scales: np.ndarray, low: np.ndarray) -> Blocks:
         """onnxruntime's arithmetic: times the reciprocal, halves up; a block too small for one becomes zeros."""
         top = 2**self.bits - 1
+        stored = scales.astype(NUMPY_DTYPES[self.kernels.weights], copy=False)
+        scales = stored.astype(np.float32, copy=False)  # codes fit the scales that are stored
         divisors = np.where(np.abs(scales) < np.finfo(np.float32).tiny, np.float32(np.inf), scales)
         zeros = low if self.symmetric else np.clip(np.floor(np.float32(0.5) - low / divisors), 0, top)
         codes = np.floor(blocks * (np.float32(1) / divisors)[..., None] + zeros[..., None] + np.float32(0.5))
@@ -152,17 +155,18 @@ class Blockwise:
             yield quantized().scales
             quantized.cache_clear()
 
-        name, shape = matrix.name, (size, count, self.block * self.bits // 8)
+        name, shape, kernels = matrix.name, (size, count, self.block * self.bits // 8), self.kernels
         inputs: list[Value | None] = [x, graph.weight(name, "uint8", shape, codes)]
-        inputs.append(
-            graph.weight(f"{name}:scales", "float32", (size, count), last_scales if self.symmetric else scales)
+        stored = graph.weight(
+            f"{name}:scales", kernels.weights, (size, count), last_scales if self.symmetric else scales
         )
+        inputs.append(cast(graph, stored, kernels.weights, kernels.activations))
         if not self.symmetric:
             inputs.append(graph.weight(f"{name}:zeros", "uint8", (size, -(-count * self.bits // 8)), zeros))
-        if layer.bias is not None:
+        if layer.bias is not None and kernels.fused_bias:
             inputs += [None] * (5 - len(inputs))
-            inputs.append(graph.weight(layer.bias.name, "float32", layer.bias.shape[:1], layer.bias.blocks))
-        return graph.op(
+            inputs.append(float_weight(graph, layer.bias, layer.bias.shape[:1], kernels))
+        product = graph.op(
             "MatMulNBits",
             *inputs,
             domain="com.microsoft",
@@ -170,8 +174,11 @@ class Blockwise:
             N=size,
             bits=self.bits,
             block_size=self.block,
-            accuracy_level=ACCURACY_LEVEL,
+            accuracy_level=kernels.accuracy_level,
         )
+        if layer.bias is None or kernels.fused_bias:
+            return product
+        return add_bias(graph, product, layer.bias, kernels)
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:

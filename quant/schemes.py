@@ -10,7 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from quant.kernels import CPU, Kernels
+
 Value = Any
+ONNX_TYPES = {"float32": 1, "bfloat16": 16}
 
 
 class GraphBuilder(Protocol):
@@ -72,30 +75,49 @@ class Scheme(Protocol):
         """x [..., K] through each of `layers` → [..., N]."""
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
-        """Rows of `table` [N, K] at integer `ids` [...] → float32 [..., K]."""
+        """Rows of `table` [N, K] at integer `ids` [...] → [..., K] in the type of the activations."""
+
+
+def cast(graph: GraphBuilder, x: Value, stored: str, wanted: str) -> Value:
+    """A value of the type `stored` as `wanted`; no operator where they are the same."""
+    return x if stored == wanted else graph.op("Cast", x, to=ONNX_TYPES[wanted])
+
+
+def float_weight(graph: GraphBuilder, matrix: Matrix, shape: Sequence[int], kernels: Kernels) -> Value:
+    """An initializer in the type that `kernels` store, as a value in the type they compute in."""
+    weight = graph.weight(matrix.name, kernels.weights, shape, matrix.blocks)
+    return cast(graph, weight, kernels.weights, kernels.activations)
+
+
+def add_bias(graph: GraphBuilder, y: Value, bias: Matrix, kernels: Kernels) -> Value:
+    """y [..., N] plus a bias stored as [N, 1]."""
+    return graph.op("Add", y, float_weight(graph, bias, bias.shape[:1], kernels))
 
 
 @dataclass(frozen=True)
-class Float32:
-    """Plain float32 [N, K] in the checkpoint's own orientation: rows stream through without a transposed copy."""
+class Float:
+    """Plain [N, K] in the checkpoint's own orientation: rows stream through without a transposed copy."""
 
-    name: str = "fp32"
+    kernels: Kernels = CPU
+
+    @property
+    def name(self) -> str:
+        """fp32 or bf16, by the type the weights are stored in."""
+        return {"float32": "fp32", "bfloat16": "bf16"}[self.kernels.weights]
 
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """FusedMatMul with transB (prepacked like MatMul), then Add for a bias."""
         outputs = []
         for layer in layers:
-            weight = graph.weight(layer.weight.name, "float32", layer.weight.shape, layer.weight.blocks)
+            weight = float_weight(graph, layer.weight, layer.weight.shape, self.kernels)
             y = graph.op("FusedMatMul", x, weight, domain="com.microsoft", transB=1)  # [..., N]
-            if layer.bias is not None:
-                bias = graph.weight(layer.bias.name, "float32", layer.bias.shape[:1], layer.bias.blocks)
-                y = graph.op("Add", y, bias)
-            outputs.append(y)
+            outputs.append(y if layer.bias is None else add_bias(graph, y, layer.bias, self.kernels))
         return outputs
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
-        """Gather from a float32 table."""
-        return graph.op("Gather", graph.weight(table.name, "float32", table.shape, table.blocks), ids)
+        """Gather from a table of floats."""
+        stored = graph.weight(table.name, self.kernels.weights, table.shape, table.blocks)
+        return cast(graph, graph.op("Gather", stored, ids), self.kernels.weights, self.kernels.activations)
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,28 @@
 """Which matrix gets which scheme: one predicate in one place, with the scales and statistics that go with it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from quant.blockwise import Blockwise
 from quant.fold import Fold
+from quant.kernels import CPU, Kernels
 from quant.per_token import PerToken
-from quant.schemes import AsStored, Float32, Scheme
+from quant.schemes import AsStored, Float, Scheme
 from quant.statistics import InputStatistics
 from quant.table import Int8Rows
 from quant.two_level import TwoLevel
 
-PRECISIONS = ("fp32", "int8", "int8-portable", "int4", "int4-portable")
+UNQUANTISED = ("fp32", "bf16")
 TOKEN_TABLE = "model.language_model.embed_tokens.weight"
 DECODER, VISION = "model.language_model.", "model.visual."
 KEPT_IN_FLOAT = ("model.visual.patch_embed.",)
 INT8_BLOCK = 128
 PORTABLE_BLOCK = 64  # loses two thirds of what 128 does, and takes a tenth longer
 INT4_BLOCKS = (16, 32, 64, 128)
-# Blocks of 16 with two levels take the bytes of blocks of 32 with a float scale, and lose less.
-DEFAULT_BLOCKS = {"int4": 16, "int4-portable": 32}
+# Blocks of 16 in two levels take the bytes of blocks of 32 with a float scale, and lose less.
+TWO_LEVEL_BLOCK, INT4_BLOCK = 16, 32
 # Largest |x| over the rms of the whole input: above it, one scale a token leaves the other channels no levels.
 MASSIVE_RATIO = 200.0
 
@@ -37,39 +38,47 @@ class Plan:
 
     precision: str
     block: int | None = None
+    kernels: Kernels = CPU
     massive: frozenset[str] = frozenset()
     folds: Mapping[str, Fold] = field(default_factory=dict)
     importance: Mapping[str, np.ndarray] = field(default_factory=dict)
     to_uint8: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        if self.precision not in self.kernels.precisions:
+            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(self.kernels.precisions)}")
         if self.block is not None and self.block not in INT4_BLOCKS:
             raise ValueError(f"int4 block {self.block} is not one of {INT4_BLOCKS}")
 
     @property
     def two_level(self) -> bool:
         """Whether there are matrices that the decoder unpacks."""
-        return self.precision == "int4"
+        return self.precision == "int4" and self.kernels.per_token
 
     def scheme_for(self, name: str) -> Scheme:
         """The scheme of the matrix called `name` (its checkpoint name, with a suffix for a part of a tensor)."""
-        if self.precision == "fp32":
-            return AsStored() if name == TOKEN_TABLE else Float32()
         if name == TOKEN_TABLE:
-            return Int8Rows()
-        if name.startswith(KEPT_IN_FLOAT):
-            return Float32()
-        is_int4 = self.precision in DEFAULT_BLOCKS and name.startswith(DECODER)
-        block = self.block or DEFAULT_BLOCKS.get(self.precision, 0)
-        if self.precision == "int4-portable" and is_int4:
-            return Blockwise(4, block, symmetric=False)
-        if self.precision.endswith("-portable"):
-            return Blockwise(8, PORTABLE_BLOCK, symmetric=True)
-        if name in self.massive:
-            return Blockwise(8, INT8_BLOCK, symmetric=True)
-        return TwoLevel(block, self.to_uint8) if is_int4 else PerToken()
+            return self._table()
+        if self.precision in UNQUANTISED or name.startswith(KEPT_IN_FLOAT):
+            return Float(self.kernels)
+        is_int4 = self.precision.startswith("int4") and name.startswith(DECODER)
+        if is_int4 and not self.two_level:
+            return Blockwise(4, self.block or INT4_BLOCK, symmetric=False, kernels=self.kernels)
+        portable = self.precision.endswith("-portable")
+        if portable or not self.kernels.per_token or name in self.massive:
+            block = PORTABLE_BLOCK if portable else INT8_BLOCK
+            return Blockwise(8, block, symmetric=True, kernels=self.kernels)
+        return TwoLevel(self.block or TWO_LEVEL_BLOCK, self.to_uint8) if is_int4 else PerToken()
+
+    def in_float32(self) -> "Plan":
+        """The same stored bytes multiplied in float32, which the CPU can do for every target."""
+        return replace(self, kernels=self.kernels.in_float32())
+
+    def _table(self) -> Scheme:
+        """The scheme of the token table: short floats need none of their own."""
+        if self.kernels.weights != "float32":
+            return Float(self.kernels)
+        return AsStored() if self.precision in UNQUANTISED else Int8Rows()
 
 
 FLOAT32 = Plan("fp32")

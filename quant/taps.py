@@ -136,7 +136,7 @@ def _pooled(values: Iterable[str]) -> frozenset[str]:
 
 
 def _add_outputs(graph: "GraphProto", values: dict[str, str]) -> None:
-    """Every STEP-th row of each value [..., N], backwards from row START or the last one, as an output [rows, N]."""
+    """Every STEP-th row of each value [..., N], backwards from row START or the last one, as float32 [rows, N]."""
     from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
     graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in (START, STEP))
@@ -144,10 +144,11 @@ def _add_outputs(graph: "GraphProto", values: dict[str, str]) -> None:
     for name, number in (("tap:before_first", -(2**62)), ("tap:axis", 0)):
         graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), name))
     for name, value in values.items():
-        flat, rows = f"{name}:flat", _rows_name(name)
+        flat, some, rows = f"{name}:flat", f"{name}:some", _rows_name(name)
         graph.node.append(helper.make_node("Flatten", [value], [flat], axis=-1))
         inputs = [flat, START, "tap:before_first", "tap:axis", STEP]
-        graph.node.append(helper.make_node("Slice", inputs, [rows]))
+        graph.node.append(helper.make_node("Slice", inputs, [some]))
+        graph.node.append(helper.make_node("Cast", [some], [rows], to=TensorProto.FLOAT))  # numpy has no bfloat16
         graph.output.append(ValueInfoProto(name=rows))
 
 

@@ -5,15 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.decoder import ROWS_TOGETHER, Decoder, Prompt, Span
+from runtime.decoder import Decoder, Prompt, Span
 from runtime.past import Past
+from runtime.target import TARGETS, Target
 
-# What a decoder call costs before its first token, in tokens: reading the weights once and starting every operator.
-CALL_COST = 32
 # A common beginning is computed apart where it saves at least this many tokens.
 WORTH_SHARING = 96
-# A past is copied for every row of a pack; at 2B a token of it takes 229 kB.
-PAST_TOKENS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +28,7 @@ class Batches:
     """
 
     def __init__(self, decoder: Decoder, batch_tokens: int):
-        self._decoder, self._batch_tokens = decoder, batch_tokens
+        self._decoder, self._batch_tokens, self._target = decoder, batch_tokens, decoder.target
         self._beginning: Beginning | None = None
 
     def pooled(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -40,9 +37,9 @@ class Batches:
         start = 0 if past is None else past.length
         spans = [Span(prompt, start, len(prompt)) for prompt in prompts]
         rows: Past | None = None
-        for pack in packs([len(span) for span in spans], self._batch_tokens, start):
+        for pack in packs([len(span) for span in spans], self._batch_tokens, start, self._target):
             members = [spans[index] for index in pack]
-            longest = _even(max(map(len, members)))
+            longest = self._target.padded(max(map(len, members)))
             if longest > self._batch_tokens:
                 yield pack, self._in_chunks(members[0], past)
             elif past is None:
@@ -55,20 +52,24 @@ class Batches:
 
     def _common_past(self, prompts: Sequence[Prompt]) -> Past | None:
         """The past of what all prompts begin with, None where computing it apart does not pay."""
-        known = self._beginning
+        known, shortest = self._beginning, min(map(len, prompts)) - 1  # a prompt is never all beginning
         if known is not None:
-            shared = common_length([known.prompt, *prompts], known.past.length)
-            return known.past.cut(shared) if shared else None
-        shared = common_length(prompts, min(map(len, prompts)) - 1)
-        if shared * (len(prompts) - 1) < WORTH_SHARING:
+            shared = common_length([known.prompt, *prompts], min(known.past.length, shortest))
+            return known.past.cut(shared) if shared * len(prompts) > self._calls_cost(prompts) else None
+        shared = common_length(prompts, shortest)
+        if shared * (len(prompts) - 1) < WORTH_SHARING + self._calls_cost(prompts):
             return None
-        past = self._extended(Span(prompts[0], 0, shared), self._decoder.empty_past(shared + ROWS_TOGETHER))
+        past = self._extended(Span(prompts[0], 0, shared), self._decoder.empty_past(self._target.capacity(shared)))
         self._beginning = Beginning(prompts[0], past)
         return past
 
+    def _calls_cost(self, prompts: Sequence[Prompt]) -> int:
+        """What a past costs the prompts, in tokens: a call each where rows after a past do not go together."""
+        return 0 if self._target.past_tokens else len(prompts) * self._target.call_cost
+
     def _in_chunks(self, span: Span, past: Past | None) -> np.ndarray:
         """The output of one long span, [1, ...]."""
-        capacity = span.stop + ROWS_TOGETHER
+        capacity = self._target.capacity(span.stop)
         own = self._decoder.empty_past(capacity) if past is None else past.repeated(1, capacity)
         last = span.stop - 1 - (len(span) - 1) % self._batch_tokens
         own = self._extended(Span(span.prompt, span.start, last), own)
@@ -81,20 +82,20 @@ class Batches:
         return past
 
 
-def packs(lengths: Sequence[int], budget: int, past: int = 0) -> list[list[int]]:
+def packs(lengths: Sequence[int], budget: int, past: int = 0, target: Target = TARGETS["cpu"]) -> list[list[int]]:
     """Indexes of prompts of these lengths (tokens) that go together, each pack at most `budget` tokens with padding.
 
-    Of all ways to cut the prompts in order of length, the one with the fewest tokens computed, CALL_COST a call
-    included. Rows that continue a past of `past` tokens hold at most PAST_TOKENS together; a pack has at least a row.
+    Of all ways to cut the prompts in order of length, the one with the fewest tokens computed, the target's cost of a
+    call included. Rows that continue a past of `past` tokens keep to its `past_tokens`; a pack has at least a row.
     """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     cost, first = [0.0], [0]  # of the best cut of the first n, and where its last pack starts
     for stop in range(1, len(order) + 1):
-        longest = _even(lengths[order[stop - 1]])
-        room = min(budget // longest, PAST_TOKENS // (past + longest) if past else budget)
+        longest = target.padded(lengths[order[stop - 1]])
+        room = min(budget // longest, target.past_tokens // (past + longest) if past else budget)
         starts = range(max(0, stop - max(1, room)), stop)
-        best = min(starts, key=lambda start: cost[start] + CALL_COST + (stop - start) * longest)
-        cost.append(cost[best] + CALL_COST + (stop - best) * longest)
+        best = min(starts, key=lambda start: cost[start] + target.call_cost + (stop - start) * longest)
+        cost.append(cost[best] + target.call_cost + (stop - best) * longest)
         first.append(best)
     found, stop = [], len(order)
     while stop:
@@ -113,7 +114,3 @@ def common_length(prompts: Sequence[Prompt], limit: int) -> int:
             if start < limit and mine is not theirs:
                 limit = start
     return limit
-
-
-def _even(length: int) -> int:
-    return -(-length // ROWS_TOGETHER) * ROWS_TOGETHER

@@ -17,9 +17,9 @@ from runtime.encode import located
 from runtime.errors import InputError, Qwen3VLError
 from runtime.manifest import Manifest
 from runtime.memory import MemoryMode
-from runtime.model import BATCH_TOKENS
 from runtime.package import Skipped
 from runtime.reranker import Qwen3VLReranker
+from runtime.target import TARGETS
 from runtime.version import VERSION
 
 EXAMPLES = """examples:
@@ -92,10 +92,11 @@ def _add_shared(command: argparse.ArgumentParser, text: str, image: str, video: 
     command.add_argument("--max-pixels", type=int, help="most pixels of a picture (1,024 make one token)")
     command.add_argument("--fps", type=float, help="frames looked at for each second of video")
     command.add_argument("--max-frames", type=int, help="most frames of a video")
+    defaults = ", ".join(f"{target.batch_tokens:,} on {name}" for name, target in TARGETS.items())
     command.add_argument(
         "--batch-tokens",
         type=int,
-        help=f"tokens in a decoder call, longer inputs go in pieces (default {BATCH_TOKENS:,}, in low memory half)",
+        help=f"tokens in a decoder call, longer inputs go in pieces (default {defaults}, in low memory half)",
     )
     command.add_argument("--threads", type=int, help="default: the CPUs this process may use")
     command.add_argument(

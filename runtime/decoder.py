@@ -14,11 +14,10 @@ from runtime.graph import Graph
 from runtime.manifest import Manifest
 from runtime.past import KINDS, Past, empty_past
 from runtime.positions import Rotary, text_rotary, token_positions
+from runtime.target import TARGETS
 from runtime.vision import VisualFeatures, joined
 
 OUTPUTS = {"embedding": "embedding", "reranker": "logit"}
-# MatMulNBits computes a row that is left over when rows go in pairs by itself, and not to the same last digits.
-ROWS_TOGETHER = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +89,7 @@ class Decoder:
     def __init__(self, graph: Graph, manifest: Manifest):
         self._graph, self._manifest = graph, manifest
         self._output = OUTPUTS[manifest.task]
+        self.target = TARGETS[manifest.target]
 
     def pooled(self, batch: Sequence[Span], past: Past | None = None) -> np.ndarray:
         """`embedding` float32 [B, D] or `logit` float32 [B] of spans that end their prompts.
@@ -109,7 +109,7 @@ class Decoder:
         """The past of one row with `span` behind it; the buffers of `past` are written to and shared."""
         last = self._manifest.text.num_hidden_layers - 1
         names = [f"present_{kind}.{last}" for kind in KINDS]
-        # An even number of rows leaves a row of padding at the end of the last layer's present.
+        # Padding, and on CUDA the rest of the capacity, is left at the end of the last layer's present.
         present = [
             np.ascontiguousarray(each[:, :, : span.stop])
             for each in self._graph.run(names, self._feeds([span], past), _presents(past))
@@ -119,7 +119,7 @@ class Decoder:
     def _feeds(self, batch: Sequence[Span], past: Past | None) -> dict[str, np.ndarray]:
         text = self._manifest.text
         lengths = np.array([len(span) for span in batch], np.int32)
-        longest = -(-int(lengths.max()) // ROWS_TOGETHER) * ROWS_TOGETHER
+        longest = self.target.padded(int(lengths.max()))
         before = 0 if past is None else past.length
         rotary = _rotary([span.positions for span in batch], longest, text.rope_theta, text.mrope_section)
         is_visual = _padded([span.is_visual for span in batch], longest, False)
@@ -150,7 +150,8 @@ class Decoder:
             empty = np.zeros((rows, text.num_key_value_heads, 0, text.head_dim), np.float32)
             return {f"past_{kind}.{layer}": empty for kind in KINDS for layer in range(last + 1)}
         feeds = {f"past_{kind}.{layer}": past.buffers[kind][layer] for kind in KINDS for layer in range(last)}
-        return feeds | {f"past_{kind}.{last}": past.last[kind] for kind in KINDS}
+        room = self.target.spare_last
+        return feeds | {f"past_{kind}.{last}": past.last_with_room(kind) if room else past.last[kind] for kind in KINDS}
 
 
 def _presents(past: Past) -> dict[str, np.ndarray]:

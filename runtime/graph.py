@@ -19,7 +19,7 @@ class Graph(Protocol):
     def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:
         """The outputs `names`. Each output named in `into` is written to that contiguous array instead.
 
-        An array may be fed and written at once: GroupQueryAttention then appends to its past without a copy.
+        An array may be fed and written at once: on the CPU GroupQueryAttention then appends to its past without a copy.
         """
 
 
@@ -27,13 +27,13 @@ OpenGraph = Callable[[Path, Sequence[str], int], Graph]
 
 
 class SessionGraph:
-    """A graph in an onnxruntime session of its own; with `shrink` every run gives its buffers back to the system."""
+    """A graph in an onnxruntime session of its own; every run gives the buffers of the arena `shrink` back, if any."""
 
-    def __init__(self, session: ort.InferenceSession, shrink: bool = False):
+    def __init__(self, session: ort.InferenceSession, shrink: str | None = None):
         self._session = session
         self._options = ort.RunOptions()
         if shrink:
-            self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", shrink)
 
     def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:
         """As `Graph.run`."""

@@ -8,8 +8,8 @@ from typing import Literal
 from runtime.errors import InputError
 from runtime.graph import SessionGraph
 from runtime.manifest import DECODER, VISION
-from runtime.model import BATCH_TOKENS
 from runtime.session import open_session
+from runtime.target import TARGETS, Target
 
 MemoryMode = Literal["normal", "low"]
 VISION_MATRICES = "model.visual."
@@ -33,16 +33,21 @@ class GraphMemory:
 
 @dataclass(frozen=True)
 class MemoryPolicy:
-    """How a package uses memory: `graphs` by file name, `batch_tokens` where the caller chooses none."""
+    """How a package uses memory: `graphs` by file name, `batch_tokens` where the caller chooses none.
+
+    `arena` is where buffers are given back.
+    """
 
     graphs: Mapping[str, GraphMemory]
     keep_vision: bool
     batch_tokens: int
+    arena: str
 
     def open_graph(self, path: Path, providers: Sequence[str], threads: int) -> SessionGraph:
         """A `runtime.graph.OpenGraph`. Raises PackageError."""
         memory = self.graphs[VISION if path.name == VISION else DECODER]
-        return SessionGraph(open_session(path, providers, threads, memory.prepack), memory.shrink)
+        session = open_session(path, providers, threads, memory.prepack)
+        return SessionGraph(session, self.arena if memory.shrink else None)
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,17 @@ class Resident:
     mapped: int
 
 
-def memory_policy(mode: str, matrices: Mapping[str, str]) -> MemoryPolicy:
+def memory_policy(mode: str, matrices: Mapping[str, str], target: Target = TARGETS["cpu"]) -> MemoryPolicy:
     """The policy of a mode for a package with these schemes (`Manifest.matrices`). Raises InputError.
 
     In the low mode a graph uses its weights where they are mapped, unless more than a few are stored in blocks. Those
     few then take float activations: nearer to the float model, and not to the last digit what the normal mode gives.
     """
     if mode == "normal":
-        # A large picture's buffers would stay beside the decoder's; taking them anew is nothing to its seconds.
-        fast = {DECODER: GraphMemory(), VISION: GraphMemory(shrink=True)}
-        return MemoryPolicy(fast, keep_vision=True, batch_tokens=BATCH_TOKENS)
+        # On the CPU a large picture's buffers would stay beside the decoder's, and taking them anew is nothing to its
+        # seconds; on a device it would be much.
+        fast = {DECODER: GraphMemory(), VISION: GraphMemory(shrink=target == TARGETS["cpu"])}
+        return MemoryPolicy(fast, keep_vision=True, batch_tokens=target.batch_tokens, arena=target.arena)
     if mode != "low":
         raise InputError(f"memory is {mode!r}, expected 'normal' or 'low'.")
     graphs = {}
@@ -70,7 +76,7 @@ def memory_policy(mode: str, matrices: Mapping[str, str]) -> MemoryPolicy:
         schemes = [scheme for name, scheme in matrices.items() if name.startswith(VISION_MATRICES) == (graph == VISION)]
         in_blocks = sum(IN_BLOCKS in scheme and TWO_LEVEL not in scheme for scheme in schemes)
         graphs[graph] = GraphMemory(prepack=in_blocks > FEW * len(schemes), shrink=True)
-    return MemoryPolicy(graphs, keep_vision=False, batch_tokens=BATCH_TOKENS // 2)
+    return MemoryPolicy(graphs, keep_vision=False, batch_tokens=target.batch_tokens // 2, arena=target.arena)
 
 
 def resident(process: int | Literal["self"] = "self") -> Resident | None:

@@ -15,9 +15,6 @@ from runtime.manifest import DECODER, DECODER_UINT8, VISION, Manifest
 from runtime.probe import products_saturate
 from runtime.vision import VisionEncoder
 
-# Prompts go through the decoder together up to this many tokens, longer ones in pieces of as many.
-BATCH_TOKENS = 1024
-
 
 class Model:
     """Vision encoder and decoder of one package. Runs may overlap in several threads.
@@ -44,9 +41,13 @@ class Model:
         """A token sequence with the features of its visuals."""
         return Prompt(sequence, tuple(self.vision.features(visuals)))
 
-    def pooled(self, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        """`embedding` float32 [N, D] or `logit` float32 [N], in the order of the prompts."""
+    def pooled(self, prompts: Sequence[Prompt], batch_tokens: int | None = None) -> np.ndarray:
+        """`embedding` float32 [N, D] or `logit` float32 [N], in the order of the prompts.
+
+        They go through the decoder together up to `batch_tokens`, longer ones in pieces of as many.
+        """
         found = dict[int, np.ndarray]()
+        batch_tokens = batch_tokens or self.decoder.target.batch_tokens
         for indexes, outputs in Batches(self.decoder, batch_tokens).pooled(prompts):
             found.update(zip(indexes, outputs, strict=True))
         return np.stack([found[index] for index in range(len(prompts))])

@@ -17,14 +17,15 @@ from runtime.model import Model
 from runtime.notice import warn_caller
 from runtime.probe import stored_weights_are_exact
 from runtime.session import default_threads, require_providers
+from runtime.target import TARGETS
 from runtime.tokens import PromptTokenizer
 
 OnError = Literal["raise", "skip"]
 PER_TOKEN = "int8-per-token"  # the scheme whose products some processors get wrong
 # What callers of the reference pass to from_pretrained; precision and device are the package's own here.
 TORCH_OPTIONS = {
-    "torch_dtype": "the precision was chosen at export (--fp32, --int8, --int4)",
-    "dtype": "the precision was chosen at export (--fp32, --int8, --int4)",
+    "torch_dtype": "the precision was chosen at export (--fp32, --bf16, --int8, --int4)",
+    "dtype": "the precision was chosen at export (--fp32, --bf16, --int8, --int4)",
     "attn_implementation": "onnxruntime's fused attention is always used",
     "device_map": "choose the device with providers=[...]",
     "low_cpu_mem_usage": "weights are always memory-mapped",
@@ -75,10 +76,10 @@ def open_package(
         raise PackageError(f"{folder} is {kind} package; open it with {right}.")
     if threads is not None:
         require_positive("threads", threads)
-    policy = memory_policy(memory, manifest.matrices)
     chosen = {name: value for name, value in given.items() if value is not None}
     options = EncodeOptions(**{**asdict(manifest.defaults), **chosen})
     available = require_providers(providers, manifest.target, path)
+    policy = memory_policy(memory, manifest.matrices, TARGETS[manifest.target])
     vision = manifest.vision
     patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
     if PER_TOKEN in manifest.matrices.values() and not stored_weights_are_exact():

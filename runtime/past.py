@@ -34,6 +34,10 @@ class Past:
         """C: no row may grow longer."""
         return int(self.buffers["key"][0].shape[2])
 
+    def last_with_room(self, kind: str) -> np.ndarray:
+        """`last[kind]` with zeros up to the capacity, float32 [B, H, C, h]."""
+        return np.pad(self.last[kind], [(0, 0), (0, 0), (0, self.capacity - self.length), (0, 0)])
+
     def repeated(self, rows: int, capacity: int) -> "Past":
         """The tokens of the first row in each of `rows` new ones, with room for `capacity` tokens."""
         buffers = {kind: [self._grown(old, rows, capacity) for old in self.buffers[kind]] for kind in KINDS}

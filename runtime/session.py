@@ -1,7 +1,9 @@
 """onnxruntime sessions: threads, providers, and the checks that turn a bad installation into a sentence."""
 
 import os
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib import metadata
 from pathlib import Path
 
@@ -9,9 +11,9 @@ import onnxruntime as ort
 
 from runtime.errors import InputError, PackageError
 from runtime.probe import let_weights_become_uint8, products_saturate
+from runtime.target import TARGETS, Target
 
-TARGET_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-MINIMUM_VERSION = (1, 32)
+CPU = TARGETS["cpu"].provider
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 CGROUP = Path("/sys/fs/cgroup")
 # The graph is final: what the extended level adds beside uint8 weights is slower here, and load time.
@@ -48,20 +50,30 @@ def open_session(path: Path, providers: Sequence[str], threads: int, prepack: bo
     try:
         return create_session(str(path), session_options(threads, prepack), providers)
     except Exception as error:  # onnxruntime's errors share no narrower base
-        raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
+        remedy = (
+            "" if providers[0] == CPU else f"; {providers[0]} needs a driver and libraries that fit this onnxruntime"
+        )
+        raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}){remedy}.") from error
 
 
 def create_session(
-    model: str | bytes, options: ort.SessionOptions, providers: Sequence[str] = ("CPUExecutionProvider",)
+    model: str | bytes, options: ort.SessionOptions, providers: Sequence[str] = (CPU,)
 ) -> ort.InferenceSession:
     """A session whose products with stored weights are exact on every processor; of a path or of a model's bytes.
 
     Left to itself onnxruntime stores int8 weights as uint8 on all of x86, although only x86 without VNNI needs it.
+    Graphs for other providers have no such product.
     """
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    if products_saturate():
+    if providers[0] != CPU:
+        with redirect_stdout(sys.stderr):  # it prints, and stdout is for results
+            ort.preload_dlls()  # of the nvidia wheels, which are not on the system's path
+    elif products_saturate():
         let_weights_become_uint8(options)
-    return ort.InferenceSession(model, options, providers=list(providers), disabled_optimizers=UNWANTED_OPTIMIZERS)
+    # Without the fallback, which would take the CPU for a provider that cannot start and say so on stdout.
+    return ort.InferenceSession(
+        model, options, providers=list(providers), disabled_optimizers=UNWANTED_OPTIMIZERS, enable_fallback=0
+    )
 
 
 def session_options(threads: int, prepack: bool = True) -> ort.SessionOptions:
@@ -86,16 +98,16 @@ def require_providers(providers: Sequence[str] | None, target: str, package: Pat
     Raises PackageError for a provider the package was not made for or onnxruntime does not have, and for an
     installation that cannot work; InputError for providers that are no list.
     """
-    require_usable_onnxruntime()
-    made_for = TARGET_PROVIDERS.get(target)
-    if made_for is None:
+    if target not in TARGETS:
         raise PackageError(f"{package} was made for the target {target!r}, known targets are cpu and cuda.")
+    require_usable_onnxruntime(TARGETS[target])
+    made_for = TARGETS[target].provider
     if isinstance(providers, str) or (providers is not None and not providers):
         raise InputError(f"providers is {providers!r}, expected a list such as ['{made_for}'].")
     chosen = [made_for] if providers is None else list(providers)
-    for provider in chosen:
-        if provider != made_for and (target == "cpu" or provider != "CPUExecutionProvider"):
-            wanted = next((name for name, known in TARGET_PROVIDERS.items() if known == provider), None)
+    for place, provider in enumerate(chosen):
+        if provider != made_for and (place == 0 or provider != CPU):  # what a graph's provider lacks is left to the CPU
+            wanted = next((name for name, known in TARGETS.items() if known.provider == provider), None)
             remedy = f"export it with --target {wanted}" if wanted else f"pass providers=['{made_for}']"
             raise PackageError(f"{package} was made for {made_for}, not for {provider}; {remedy}.")
     missing = [provider for provider in chosen if provider not in ort.get_available_providers()]
@@ -108,8 +120,8 @@ def require_providers(providers: Sequence[str] | None, target: str, package: Pat
     return chosen
 
 
-def require_usable_onnxruntime() -> None:
-    """Refuse two onnxruntime distributions over each other, and one that lacks the operators of the graphs."""
+def require_usable_onnxruntime(target: Target) -> None:
+    """Refuse two onnxruntime distributions over each other, and one that lacks the operators of a target's graphs."""
     installed = [name for name in DISTRIBUTIONS if _is_installed(name)]
     if len(installed) > 1:
         raise PackageError(
@@ -117,11 +129,9 @@ def require_usable_onnxruntime() -> None:
             f"pip uninstall -y {' '.join(installed)}, then install the one you want."
         )
     version = tuple(int(part) for part in ort.__version__.split(".")[:2])
-    if version < MINIMUM_VERSION:
-        needed = ".".join(map(str, MINIMUM_VERSION))
-        raise PackageError(
-            f"onnxruntime {ort.__version__} lacks operators of these packages; pip install 'onnxruntime>={needed}'."
-        )
+    if version < target.minimum_version:
+        needed = f"{target.distribution}>={'.'.join(map(str, target.minimum_version))}"
+        raise PackageError(f"onnxruntime {ort.__version__} lacks operators of these packages; pip install '{needed}'.")
 
 
 def default_threads() -> int:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.manifest import Manifest
-from runtime.model import BATCH_TOKENS
+from runtime.target import TARGETS
 
 WORDS = ("river", "stone", "market", "engine", "violet", "harvest", "signal", "copper", "window", "thunder", "orchard")
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 233)  # words
@@ -37,7 +37,10 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 def results(
-    folder: Path, among: list[dict[str, Any]], threads: int | None = None, batch_tokens: int = BATCH_TOKENS
+    folder: Path,
+    among: list[dict[str, Any]],
+    threads: int | None = None,
+    batch_tokens: int = TARGETS["cpu"].batch_tokens,
 ) -> np.ndarray:
     """What a package of either task gives: unit vectors [N, D], or logits [N] of the documents for QUERY."""
     if Manifest.read(folder).task == "embedding":

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: tiny random checkpoints and their packages, each written once a session."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,8 @@ from qwen_tokenizer import Task
 from random_checkpoint import Shape, write_checkpoint
 
 from export.package import ExportOptions, export_package
+from quant.kernels import CUDA, KERNELS
+from runtime.target import TARGETS
 
 # "random": bfloat16, at full gain; "calm": float32, layers that add as little as trained ones do; "outliers": the
 # calm one with outlier channels, the same function.
@@ -58,3 +61,35 @@ def package(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
         return export(shape, task, precision, weights, block)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def cuda_package(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`cuda_package(TINY_2B, "embedding", "bf16")`: that package for CUDA, not to be written to.
+
+    With `float32=True` its activations are float32, which the CPU can run: the same graph with another type in it.
+    """
+
+    @cache
+    def export(shape: Shape, task: Task, precision: str, weights: Weights, float32: bool) -> Path:
+        output = tmp_path_factory.mktemp("cuda") / f"{task}-{precision}"
+        options = ExportOptions("tiny", precision, "cuda", task)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(KERNELS, "cuda", CUDA.in_float32() if float32 else CUDA)
+            export_package(checkpoint(shape, task, weights=weights), output, options)
+        return output
+
+    def find(
+        shape: Shape, task: Task, precision: str = "bf16", *, weights: Weights = "random", float32: bool = False
+    ) -> Path:
+        return export(shape, task, precision, weights, float32)
+
+    return find
+
+
+@pytest.fixture
+def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Packages for CUDA open on the CPU, and are used as on CUDA otherwise."""
+    cpu = TARGETS["cpu"]
+    monkeypatch.setitem(TARGETS, "cuda", replace(TARGETS["cuda"], provider=cpu.provider, arena=cpu.arena))
+    yield

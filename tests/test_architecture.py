@@ -18,7 +18,7 @@ PACKAGES = ("runtime", "quant", "export")
 # Distributions each package may use beside the standard library; `export/reference*.py` adds the torch reference.
 ALLOWED = {
     "runtime": {"runtime", "numpy", "PIL", "tokenizers", "onnxruntime", "tqdm", "av"},
-    "quant": {"quant", "runtime", "numpy", "PIL", "onnxruntime", "tqdm", "onnx", "matplotlib"},
+    "quant": {"quant", "runtime", "numpy", "PIL", "ml_dtypes", "onnxruntime", "tqdm", "onnx", "matplotlib"},
     "export": {
         *("export", "quant", "runtime", "numpy", "PIL", "onnxruntime", "tqdm"),
         *("filelock", "huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),

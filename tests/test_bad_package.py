@@ -180,7 +180,7 @@ def test_torch_keywords_are_answered(opened: Any, package: Folders) -> None:
     with pytest.warns(UserWarning) as caught:
         opened(folder, torch_dtype="bfloat16", attn_implementation="flash_attention_2", device_map="auto")
     assert [str(each.message) for each in caught] == [
-        "torch_dtype has no effect here: the precision was chosen at export (--fp32, --int8, --int4).",
+        "torch_dtype has no effect here: the precision was chosen at export (--fp32, --bf16, --int8, --int4).",
         "attn_implementation has no effect here: onnxruntime's fused attention is always used.",
         "device_map has no effect here: choose the device with providers=[...].",
     ]

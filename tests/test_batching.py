@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from random_checkpoint import TINY_2B, TINY_8B, Shape
 
-from runtime.batching import CALL_COST, PAST_TOKENS, Batches, common_length, packs
+from runtime.batching import Batches, common_length, packs
 from runtime.decoder import Prompt
 from runtime.encode import TokenSequence
 from runtime.graph import NOWHERE, Arrays, Graph
 from runtime.manifest import Manifest
 from runtime.model import Model
+from runtime.target import TARGETS
 from runtime.vision import VisualFeatures
 
 Packages = Callable[..., Path]
@@ -140,7 +141,8 @@ def test_the_beginning_is_kept_and_cut_for_later_parts(opened: Opened) -> None:
     other = opened.prompt(80)
     ids = other.sequence.input_ids.copy()
     ids[30:] += 1
-    parts = [every, [Prompt(TokenSequence(ids, ids < 0, ()))], every[:2]]
+    short = opened.prompt(20)  # all of it is in the beginning
+    parts = [every, [Prompt(TokenSequence(ids, ids < 0, ()))], every[:2], [short, opened.prompt(9, seed=5)], [short]]
     batches = Batches(opened.model.decoder, 256)
     opened.watched.calls.clear()
     for part in parts:
@@ -153,6 +155,8 @@ def test_the_beginning_is_kept_and_cut_for_later_parts(opened: Opened) -> None:
             assert [past for _, past in opened.watched.calls] == [30]
         if part is parts[2]:
             assert {past for _, past in opened.watched.calls} == {59}
+        if part is parts[4]:
+            assert [past for _, past in opened.watched.calls] == [19]
 
 
 def test_what_is_no_common_beginning(opened: Opened) -> None:
@@ -196,7 +200,7 @@ def test_packs_are_the_cheapest_cut() -> None:
 
     def cost(lengths: Sequence[int], found: Sequence[Sequence[int]]) -> int:
         even = [length + length % 2 for length in lengths]
-        return padded_tokens(even, found) + CALL_COST * len(found)
+        return padded_tokens(even, found) + TARGETS["cpu"].call_cost * len(found)
 
     for seed in range(30):
         lengths = sorted(np.random.default_rng(seed).integers(1, 200, 7).tolist())
@@ -224,5 +228,5 @@ def test_little_padding_on_a_mixed_set() -> None:
 
 def test_rows_after_a_long_past_are_few() -> None:
     assert max(map(len, packs([30] * 64, 1024, past=0))) > 30
-    assert max(map(len, packs([30] * 64, 1024, past=70))) == PAST_TOKENS // 100
+    assert max(map(len, packs([30] * 64, 1024, past=70))) == TARGETS["cpu"].past_tokens // 100
     assert max(map(len, packs([30] * 64, 1024, past=5000))) == 1

@@ -101,11 +101,53 @@ def test_bad_checkpoints_are_one_line_and_leave_nothing(run: Run, folder: Path, 
         assert not list(tmp_path.glob(".*"))
 
 
-def test_what_is_not_there_yet_is_said(run: Run, folder: Path, tmp_path: Path) -> None:
-    code, out, err = run("--model", folder, "--target", "cuda")
+def test_the_target_has_its_own_default_and_name(run: Run, folder: Path) -> None:
+    code, out, _ = run("--model", folder, "--target", "cuda")
+    package = Path("packages") / f"{folder.name}-bf16-cuda"
+    assert (code, out) == (0, f"{package}\n")
+    manifest = Manifest.read(package)
+    assert (manifest.target, manifest.precision) == ("cuda", "bf16")
+    assert run("--model", folder, "--target", "cuda", "--bf16", "--output", "out")[:2] == (0, "out\n")
+    assert Manifest.read(Path("out")).files == manifest.files
+
+
+def test_the_loss_says_what_it_was_measured_with(run: Run, folder: Path) -> None:
+    said = "weights as stored, activations in float32; against float32 on 26 samples: cosine 0.99"
+    assert said in run("--model", folder, "--target", "cuda", "--int8")[2]
+    assert "activations" not in run("--model", folder, "--int8")[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bf16"], "--bf16 is for --target cuda; --target cpu takes --fp32, --int8, --int8 --portable or --int4."),
+        (["--target", "cuda", "--fp32"], "--fp32 is for --target cpu; --target cuda takes --bf16, --int8 or --int4."),
+        (
+            ["--target", "cuda", "--int8", "--portable"],
+            "--int8 --portable is for --target cpu; --target cuda takes --bf16, --int8 or --int4.",
+        ),
+        (
+            ["--target", "cuda", "--verify"],
+            "--verify compares float32 packages with torch; leave it out of --bf16, "
+            "or export with --fp32 --target cpu.",
+        ),
+        (
+            ["--int8", "--portable", "--verify"],
+            "--verify compares float32 packages with torch; leave it out of --int8 --portable, "
+            "or export with --fp32 --target cpu.",
+        ),
+        (
+            ["--target", "cuda", "--min-cosine", "0.9"],
+            "--min-cosine needs a quantised precision and calibration samples to compare on.",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(
+    run: Run, folder: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    code, out, err = run("--model", folder, *options)
     assert (code, out) == (2, "")
-    assert err.startswith("error: --target cuda is not available yet; this version exports ")
-    assert err.count("\n") == 1
+    assert err.splitlines()[-1] == f"error: {message}"
     assert not list(tmp_path.iterdir())
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scheme_graphs import MemoryMatrix, layer, run_linear, run_rows
 
-from quant.schemes import AsStored, Float32
+from quant.schemes import AsStored, Float
 from quant.table import Int8Rows
 
 SCHEME = Int8Rows()
@@ -20,7 +20,7 @@ def table(size: int, width: int) -> np.ndarray:
 
 
 def test_names() -> None:
-    assert (SCHEME.name, Float32().name, AsStored().name) == ("int8-rows", "fp32", "as-stored")
+    assert (SCHEME.name, Float().name, AsStored().name) == ("int8-rows", "fp32", "as-stored")
 
 
 def test_codes_by_hand() -> None:
@@ -61,7 +61,7 @@ def test_rows_are_quantised_alone() -> None:
 def test_as_stored_is_exact(dtype: str) -> None:
     values = table(7, 24).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype).astype(np.float32)
     ids = np.array([[6, 0, 2], [3, 3, 1]])
-    for scheme in (AsStored(), Float32()):
+    for scheme in (AsStored(), Float()):
         found = run_rows(scheme, MemoryMatrix("table", values, stored_dtype=dtype), ids)
         assert found.dtype == np.float32
         assert (found == values[ids]).all()

@@ -15,6 +15,7 @@ from export.checkpoint import Checkpoint
 from export.layer_graphs import LayerGraphs
 from export.layerwise import Layerwise, Sample, num_steps
 from export.package import ExportOptions, build_graphs, export_package
+from quant.kernels import KERNELS
 from quant.prompts import Prompt
 from quant.selection import Plan
 from quant.statistics import InputStatistics
@@ -77,14 +78,21 @@ def test_it_gives_what_the_package_gives(
     assert not list(scratch.iterdir())
 
 
-@pytest.mark.parametrize("precision", ["int8", "int8-portable", "int4"])
-def test_a_written_package_runs_layer_by_layer(checkpoint: Callable[..., Path], tmp_path: Path, precision: str) -> None:
-    """Its own bytes, on every hidden state and at the end; nothing is added to the folder."""
+@pytest.mark.usefixtures("cuda_on_cpu")
+@pytest.mark.parametrize(
+    ("precision", "target"),
+    [("int8", "cpu"), ("int8-portable", "cpu"), ("int4", "cpu"), ("int8", "cuda"), ("int4", "cuda")],
+)
+def test_a_written_package_runs_layer_by_layer(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, target: str
+) -> None:
+    """Its own bytes, on every hidden state and at the end, for CUDA in float32; nothing is added to the folder."""
     folder, output = checkpoint(TINY_8B, "reranker"), tmp_path / "package"
-    manifest = export_package(folder, output, ExportOptions("tiny", precision, calibrate="none"))
+    plan = Plan(precision, kernels=KERNELS[target]).in_float32()
+    monkeypatch.setitem(KERNELS, target, plan.kernels)
+    manifest = export_package(folder, output, ExportOptions("tiny", precision, target, calibrate="none"))
     names = sorted(output.iterdir())
     blueprint = read_blueprint(folder, "reranker", lambda text: None)
-    plan = Plan(precision)
     samples = [each for each in load_samples(blueprint, BUILTIN) if each.visuals or len(each.token_weight) < 120]
     with Checkpoint(folder) as weights:
         graphs, _ = build_graphs(weights, blueprint, plan)

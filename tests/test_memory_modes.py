@@ -14,10 +14,12 @@ from agreement_inputs import picture
 from checkpoint_shapes import TINY_2B
 from qwen_tokenizer import Task
 
+import runtime.memory
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.errors import InputError
 from runtime.manifest import DECODER, VISION, Manifest
 from runtime.memory import GraphMemory, memory_policy, resident
+from runtime.target import TARGETS
 
 Packages = Callable[..., Path]
 UNPACKED, PREPACKED = GraphMemory(prepack=False, shrink=True), GraphMemory(prepack=True, shrink=True)
@@ -117,6 +119,19 @@ def test_a_few_block_products_are_not_worth_a_copy_of_all_weights(in_blocks: int
     policy = memory_policy("low", {**matrices, "model.visual.merger.linear_fc1.weight": "int8-per-token"})
     assert policy.graphs == {DECODER: GraphMemory(prepack, shrink=True), VISION: UNPACKED}
     assert memory_policy("normal", matrices).graphs == {DECODER: GraphMemory(), VISION: PREPACKED}
+
+
+def test_buffers_are_given_back_where_the_target_has_them(package: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = (memory_policy("low", {}, TARGETS[name]) for name in ("cpu", "cuda"))
+    assert [(each.arena, each.batch_tokens) for each in (cpu, cuda)] == [("cpu:0", 512), ("gpu:0", 4096)]
+    normal = memory_policy("normal", {}, TARGETS["cuda"])
+    assert normal.batch_tokens == 8192 and set(normal.graphs.values()) == {GraphMemory()}
+    given: list[str | None] = []
+    monkeypatch.setattr(runtime.memory, "SessionGraph", lambda session, arena: given.append(arena))
+    path = package(TINY_2B, "embedding") / DECODER
+    for policy in (cuda, normal):
+        policy.open_graph(path, ["CPUExecutionProvider"], 1)
+    assert given == ["gpu:0", None]
 
 
 def test_the_low_mode_releases_the_vision_encoder_after_each_picture(

@@ -14,7 +14,7 @@ from bench.llama_fold import fold, smoothed
 from bench.llama_peers import torch_hidden, torch_llama
 from bench.llama_run import Agreement, hidden_states
 from bench.smollm import NUM_CALIBRATION, NUM_EVALUATION, ROWS, Material, measure, measure_peer, prepare
-from quant.schemes import Float32
+from quant.schemes import Float
 
 try:
     PATH = model_path()
@@ -50,7 +50,7 @@ def costs(material: Material, *names: str) -> dict[str, Agreement]:
 
 def float_hidden(llama: Llama, ids: np.ndarray) -> np.ndarray:
     """Last hidden states [B · S, D] of the float32 graph."""
-    return hidden_states(llama, lambda _: Float32(), {}, ids)
+    return hidden_states(llama, lambda _: Float(), {}, ids)
 
 
 def test_the_model_is_read_rightly() -> None:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from export.graph import Graph
-from quant.schemes import AsStored, Float32, Linear
+from quant.schemes import AsStored, Float, Linear
 from runtime.session import create_session
 
 # Sums of 40 float32 products of order 1, in another order than numpy's.
@@ -60,7 +60,7 @@ def test_float32_products_equal_numpy(tmp_path: Path) -> None:
     bias = Rows("b", random(12, 1, seed=3))
     layers = [Linear(weights[0]), Linear(weights[1]), Linear(weights[2], bias)]
     for layer, y in zip(
-        layers, Float32().linear(graph, graph.input("x", "float32", ["B", "S", 40]), layers), strict=True
+        layers, Float().linear(graph, graph.input("x", "float32", ["B", "S", 40]), layers), strict=True
     ):
         graph.output(f"y_{layer.weight.name}", y, "float32", ["B", "S", layer.weight.shape[0]])
     found = run(graph, tmp_path, x=content)
@@ -75,26 +75,26 @@ def test_float32_products_equal_numpy(tmp_path: Path) -> None:
 def test_products_with_short_weights_are_stored_as_float32(tmp_path: Path, stored: str) -> None:
     graph, content = Graph("model.onnx"), random(3, 40)
     weight = Rows("w", random(7, 40, seed=1).astype(DTYPES[stored]))
-    [y] = Float32().linear(graph, graph.input("x", "float32", ["B", 40]), [Linear(weight)])
+    [y] = Float().linear(graph, graph.input("x", "float32", ["B", 40]), [Linear(weight)])
     graph.output("y", y, "float32", ["B", 7])
     assert graph.data_bytes == 4 * 7 * 40
     [found] = run(graph, tmp_path, x=content)
     assert np.abs(found - content @ weight.content.astype(np.float32).T).max() < TOLERANCE
 
 
-def looked_up(scheme: Float32 | AsStored, table: Rows, ids: NDArray[np.int64], folder: Path) -> NDArray[np.float32]:
+def looked_up(scheme: Float | AsStored, table: Rows, ids: NDArray[np.int64], folder: Path) -> NDArray[np.float32]:
     graph = Graph("model.onnx")
     rows = scheme.rows(graph, table, graph.input("ids", "int64", ["B", "S"]))
     graph.output("rows", rows, "float32", ["B", "S", table.shape[1]])
     [found] = run(graph, folder, ids=ids)
-    itemsize = 4 if isinstance(scheme, Float32) else table.content.dtype.itemsize
+    itemsize = 4 if isinstance(scheme, Float) else table.content.dtype.itemsize
     assert graph.data_bytes == table.content.size * itemsize
     return found
 
 
-@pytest.mark.parametrize("scheme", [Float32(), AsStored()], ids=["fp32", "as-stored"])
+@pytest.mark.parametrize("scheme", [Float(), AsStored()], ids=["fp32", "as-stored"])
 @pytest.mark.parametrize("stored", DTYPES)
-def test_rows_are_exact(tmp_path: Path, scheme: Float32 | AsStored, stored: str) -> None:
+def test_rows_are_exact(tmp_path: Path, scheme: Float | AsStored, stored: str) -> None:
     # Every number the short types have: zeros of both signs, subnormals and infinities among them.
     patterns = np.arange(2**16, dtype=np.uint16)
     content = random(256, 256) if stored == "float32" else patterns.view(DTYPES[stored]).reshape(256, 256)
@@ -114,4 +114,4 @@ def test_tables_as_stored_are_not_for_products() -> None:
 
 
 def test_the_names_of_the_manifest() -> None:
-    assert (Float32().name, AsStored().name) == ("fp32", "as-stored")
+    assert (Float().name, AsStored().name) == ("fp32", "as-stored")

@@ -1,8 +1,10 @@
 """onnxruntime sessions: threads, providers, and installations that cannot work."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 import pytest
@@ -12,6 +14,7 @@ from random_checkpoint import TINY_2B, Shape
 from runtime import session
 from runtime.errors import InputError, PackageError
 from runtime.session import default_threads, open_session, require_providers, require_usable_onnxruntime
+from runtime.target import TARGETS
 
 CPU, CUDA, COREML = "CPUExecutionProvider", "CUDAExecutionProvider", "CoreMLExecutionProvider"
 PACKAGE = Path("package")
@@ -87,6 +90,8 @@ def test_the_package_s_provider_is_the_default() -> None:
         ([CUDA, CPU], "cpu", f"package was made for {CPU}, not for {CUDA}; export it with --target cuda."),
         ([CPU, COREML], "cpu", f"package was made for {CPU}, not for {COREML}; pass providers=['{CPU}']."),
         ([COREML], "cuda", f"package was made for {CUDA}, not for {COREML}; pass providers=['{CUDA}']."),
+        ([CPU], "cuda", f"package was made for {CUDA}, not for {CPU}; export it with --target cpu."),
+        ([CPU, CUDA], "cuda", f"package was made for {CUDA}, not for {CPU}; export it with --target cpu."),
         (["cpu"], "cpu", f"package was made for {CPU}, not for cpu; pass providers=['{CPU}']."),
         (None, "npu", "package was made for the target 'npu', known targets are cpu and cuda."),
     ],
@@ -116,7 +121,7 @@ def test_a_provider_onnxruntime_lacks(providers: list[str] | None) -> None:
 
 
 def test_this_installation_is_usable() -> None:
-    require_usable_onnxruntime()
+    require_usable_onnxruntime(TARGETS["cpu"])
 
 
 @pytest.mark.parametrize("other", ["onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"])
@@ -132,20 +137,52 @@ def test_two_distributions_over_each_other(tmp_path: Path, monkeypatch: pytest.M
     )
 
 
-@pytest.mark.parametrize("version", ["1.31.2", "1.9.0", "0.32.0"])
-def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "version", "needed"),
+    [
+        ("cpu", "1.31.2", "onnxruntime>=1.32"),
+        ("cpu", "1.9.0", "onnxruntime>=1.32"),
+        ("cpu", "0.32.0", "onnxruntime>=1.32"),
+        ("cuda", "1.30.1", "onnxruntime-gpu>=1.31"),
+    ],
+)
+def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch, target: str, version: str, needed: str) -> None:
     monkeypatch.setattr(ort, "__version__", version)
     with pytest.raises(PackageError) as caught:
-        require_providers(None, "cpu", PACKAGE)
-    assert str(caught.value) == (
-        f"onnxruntime {version} lacks operators of these packages; pip install 'onnxruntime>=1.32'."
-    )
+        require_providers(None, target, PACKAGE)
+    assert str(caught.value) == (f"onnxruntime {version} lacks operators of these packages; pip install '{needed}'.")
 
 
 @pytest.mark.parametrize("version", ["1.32.0", "1.100.0", "1.33.0.dev20260101", "2.0.0"])
 def test_a_new_onnxruntime(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(ort, "__version__", version)
-    require_usable_onnxruntime()
+    require_usable_onnxruntime(TARGETS["cpu"])
+
+
+def test_cuda_does_with_the_newest_wheel_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "__version__", "1.31.1")
+    require_usable_onnxruntime(TARGETS["cuda"])
+
+
+def test_no_other_provider_steps_in(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What CUDA needs is looked for first, and what is printed on the way stays off stdout."""
+    asked: list[dict[str, Any]] = []
+
+    def refuse(model: object, options: ort.SessionOptions, **settings: Any) -> None:
+        asked.append({"level": options.graph_optimization_level, **settings})
+        raise RuntimeError("CUDA does not start")
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: sys.stdout.write("Failed to load libcudart.so\n"))
+    with pytest.raises(PackageError) as caught:
+        open_session(Path("decoder.onnx"), [CUDA], 1)
+    assert str(caught.value) == (
+        f"decoder.onnx cannot be opened by onnxruntime {ort.__version__} (CUDA does not start); "
+        f"{CUDA} needs a driver and libraries that fit this onnxruntime."
+    )
+    assert [(each["providers"], each["enable_fallback"]) for each in asked] == [([CUDA], 0)]
+    assert asked[0]["level"] == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    assert capsys.readouterr() == ("", "Failed to load libcudart.so\n")
 
 
 def test_a_session_has_the_threads_it_was_given(package: Callable[[Shape, Task], Path]) -> None:
