@@ -16,7 +16,7 @@ from random_checkpoint import TINY_2B, TINY_8B, Shape
 
 from export.graph import OPSET
 from runtime.errors import PackageError
-from runtime.manifest import DECODER, PROBE, VISION, Manifest
+from runtime.manifest import DECODER, DECODER_UINT8, VISION, Manifest
 from runtime.session import open_session
 
 Packages = Callable[..., Path]
@@ -97,7 +97,7 @@ def test_products_are_in_bfloat16_and_the_rest_stays_in_blocks(
         kinds = {each.name: each.data_type for each in weights(graph)}
         assert kinds.pop("score.weight", FLOAT) == FLOAT
         assert set(kinds.values()) <= {BFLOAT16, onnx.TensorProto.UINT8}
-    assert not (folder / PROBE).exists()
+    assert not (folder / DECODER_UINT8).exists()
 
 
 def test_borders_are_those_of_the_cpu(package: Packages, cuda_package: Packages) -> None:
