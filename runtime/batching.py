@@ -48,18 +48,18 @@ class Batches:
             elif past is None:
                 yield pack, self._decoder.pooled(members)
             else:
-                rows = rows or past
-                if rows.rows < len(members) or rows.capacity < start + longest:
+                # Never onto the past itself: it may be a view of a longer beginning that later parts continue.
+                if rows is None or rows.rows < len(members) or rows.capacity < start + longest:
                     rows = past.repeated(len(members), start + longest)
                 yield pack, self._decoder.pooled(members, rows.first(len(members)))
 
     def _common_past(self, prompts: Sequence[Prompt]) -> Past | None:
         """The past of what all prompts begin with, None where computing it apart does not pay."""
-        known = self._beginning
+        known, shortest = self._beginning, min(map(len, prompts)) - 1  # a prompt is never all beginning
         if known is not None:
-            shared = common_length([known.prompt, *prompts], known.past.length)
+            shared = common_length([known.prompt, *prompts], min(known.past.length, shortest))
             return known.past.cut(shared) if shared else None
-        shared = common_length(prompts, min(map(len, prompts)) - 1)
+        shared = common_length(prompts, shortest)
         if shared * (len(prompts) - 1) < WORTH_SHARING:
             return None
         past = self._extended(Span(prompts[0], 0, shared), self._decoder.empty_past(shared + ROWS_TOGETHER))
