@@ -13,6 +13,8 @@ from runtime.errors import (
     InputError,
     MediaError,
     MissingExtraError,
+    NotFiniteError,
+    OutOfMemoryError,
     PackageError,
     Qwen3VLError,
 )
@@ -26,6 +28,8 @@ __all__ = [
     "InputError",
     "MediaError",
     "MissingExtraError",
+    "NotFiniteError",
+    "OutOfMemoryError",
     "PackageError",
     "Qwen3VLEmbedder",
     "Qwen3VLError",

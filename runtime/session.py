@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from runtime.errors import InputError, PackageError
+from runtime.allocation import allocating
+from runtime.errors import InputError, OutOfMemoryError, PackageError
 
 TARGET_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MINIMUM_VERSION = (1, 32)
@@ -42,9 +43,14 @@ UNWANTED_OPTIMIZERS = [
 
 
 def open_session(path: Path, providers: Sequence[str], threads: int, prepack: bool = True) -> ort.InferenceSession:
-    """Open a package's graph; `providers` as from `require_providers`. Raises PackageError."""
+    """Open a package's graph; `providers` as from `require_providers`. Raises PackageError, OutOfMemoryError."""
     try:
-        return create_session(str(path), session_options(threads, prepack), providers)
+        with allocating():
+            return create_session(str(path), session_options(threads, prepack), providers)
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"there is not enough memory to open {path}; close other programs, or pass memory='low'."
+        ) from error
     except Exception as error:  # onnxruntime's errors share no narrower base
         raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
 
@@ -67,7 +73,7 @@ def session_options(threads: int, prepack: bool = True) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     # Both hold on to buffers that exact lifetimes give back: the vision encoder's peak falls by two fifths.
     options.enable_mem_pattern = False
     options.enable_mem_reuse = False
