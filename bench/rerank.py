@@ -54,11 +54,13 @@ def pictures_once(reranker: Qwen3VLReranker, request: dict[str, Any]) -> list[fl
     """The query's pictures encoded once, each pair through the decoder by itself."""
     parsed = parse_request(request)
     query = reranker._load(parsed.query, parsed, "query")
-    features = Request(reranker.package.model, reranker.batch_tokens).features(query.visuals)
+    features = Request(reranker.package.model, reranker.batch_tokens).features(query.visuals, "query")
     scores = []
     for entry in reranker._entries(query, parsed, None):
         alone = Request(reranker.package.model, reranker.batch_tokens)
-        scores += [_probability(logits) for _, logits in alone.pooled([Entry(0, entry.sequence, ())], features)]
+        scores += [
+            _probability(logits) for _, logits in alone.pooled([Entry(0, entry.where, entry.sequence, ())], features)
+        ]
     return scores
 
 

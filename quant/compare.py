@@ -12,7 +12,7 @@ from quant.prompts import MakePrompt, package_encoder, prompts
 from quant.taps import TappedPackage
 from runtime.errors import PackageError
 from runtime.manifest import Manifest
-from runtime.package import require_finite
+from runtime.vectors import require_finite
 
 # Rows of every inner value that are looked at, over all inputs: at the 2B shape 0.3 GB for each of the two packages.
 ROWS = 128
@@ -88,7 +88,6 @@ def _run(folder: Path, manifest: Manifest, makers: Sequence[MakePrompt], advance
     pooled = []
     for number, make in enumerate(makers):
         pooled.append(package.pooled(make(), 0 if number % every else rows))
+        require_finite(pooled[-1], f"the result of {folder} for input {number}")
         advance(1)
-    stacked = np.stack(pooled)
-    require_finite(stacked, [f"input {number}" for number in range(len(makers))], folder)
-    return Run(stacked, package.rows, package.unscaled)
+    return Run(np.stack(pooled), package.rows, package.unscaled)

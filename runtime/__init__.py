@@ -1,5 +1,11 @@
 """Qwen3-VL-Embedding and Qwen3-VL-Reranker on onnxruntime, without torch. Everything public is listed here."""
 
+import os
+
+# onnxruntime reads it when it is imported. Otherwise its wheels (Linux from 1.32 on) keep a database of what was run in
+# ~/.cache/Microsoft and try to send it out, from threads that end the process where memory is short.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from runtime.download import FetchLimits
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import (
@@ -7,6 +13,8 @@ from runtime.errors import (
     InputError,
     MediaError,
     MissingExtraError,
+    NotFiniteError,
+    OutOfMemoryError,
     PackageError,
     Qwen3VLError,
 )
@@ -20,6 +28,8 @@ __all__ = [
     "InputError",
     "MediaError",
     "MissingExtraError",
+    "NotFiniteError",
+    "OutOfMemoryError",
     "PackageError",
     "Qwen3VLEmbedder",
     "Qwen3VLError",

@@ -45,8 +45,8 @@ class Batches:
             elif past is None:
                 yield pack, self._decoder.pooled(members)
             else:
-                rows = rows or past
-                if rows.rows < len(members) or rows.capacity < start + longest:
+                # Never onto the past itself: it may be a view of a longer beginning that later parts continue.
+                if rows is None or rows.rows < len(members) or rows.capacity < start + longest:
                     rows = past.repeated(len(members), start + longest)
                 yield pack, self._decoder.pooled(members, rows.first(len(members)))
 

@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 from tqdm import tqdm
 
-from runtime.errors import Qwen3VLError
+from runtime.faults import LOADING, OPENING, Errors, blaming, noting
 from runtime.inputs import parse_item, require_list
 from runtime.media import FetchLimits
 from runtime.memory import MemoryMode
@@ -17,7 +17,6 @@ from runtime.package import (
     explain_torch_options,
     open_package,
     record_skips,
-    require_finite,
     require_on_error,
     require_positive,
 )
@@ -33,7 +32,7 @@ class Qwen3VLEmbedder:
     tokens). Keyword-only: `dimensions` cuts every vector (Matryoshka); `batch_tokens` go through the decoder together,
     padding included, and longer inputs in pieces of as many; `providers` and `threads` choose where onnxruntime runs;
     `memory="low"` takes less of it and more time; `special_tokens`, `strict_video_budget`, `exact_resize` and `fetch`
-    as in `runtime.encode.EncodeOptions`. Raises PackageError. Several threads may share one.
+    as in `runtime.encode.EncodeOptions`. Raises PackageError, OutOfMemoryError. Several threads may share one.
     """
 
     def __init__(
@@ -75,7 +74,8 @@ class Qwen3VLEmbedder:
         }
         if batch_tokens is not None:
             require_positive("batch_tokens", batch_tokens)
-        self.package = open_package(model_name_or_path, "embedding", given, providers, threads, memory)
+        with blaming(str(model_name_or_path), OPENING):
+            self.package = open_package(model_name_or_path, "embedding", given, providers, threads, memory)
         self.batch_tokens = batch_tokens or self.package.memory.batch_tokens
         self.show_progress = show_progress
         self.dimensions = require_dimensions(dimensions, self.package.manifest.text.hidden_size)
@@ -96,20 +96,21 @@ class Qwen3VLEmbedder:
         """Embed a list of dicts (text, image, video, instruction, fps, max_frames) → float32 [N, dimensions].
 
         Rows are L2-normalised unless `normalize` is False. `on_error="skip"` leaves a NaN row for an input that
-        cannot be used and appends it to `skipped`; "raise" raises InputError or MediaError naming the input.
+        cannot be used and appends it to `skipped`; "raise" raises InputError, MediaError, OutOfMemoryError or
+        NotFiniteError naming the input.
         """
         require_on_error(on_error)
         items = require_list(inputs)
         width = self._width(dimensions)
         rows = np.full((len(items), width), np.nan, np.float32)
-        errors: dict[int, Qwen3VLError] = {}
-        entries = self._entries(items, None if on_error == "raise" else errors)
+        errors: Errors = {}
+        noted = None if on_error == "raise" else errors
         with tqdm(total=len(items), disable=not self.show_progress, unit="input") as progress:
-            for indexes, pooled in self._pooled(entries):
+            for indexes, pooled in self._pooled(items, noted):
                 rows[indexes] = finish(pooled, width, normalize)
                 progress.update(len(indexes))
             progress.update(len(errors))
-        record_skips([Skipped(*each) for each in errors.items()], skipped, f"of {len(items)} inputs")
+        record_skips([Skipped(*each) for each in sorted(errors.items())], skipped, f"of {len(items)} inputs")
         return rows
 
     def stream(
@@ -124,17 +125,18 @@ class Qwen3VLEmbedder:
         """As `process`, for inputs without end: a row float32 [dimensions] for each, in order.
 
         Inputs are read ahead as far as sorting them by length needs: eight calls of `batch_tokens`, at most 256. One
-        that cannot be used raises when its turn comes, after the rows of those before it.
+        that cannot be used raises when its turn comes, after the rows of those before it; so does what `inputs` raises.
         """
         require_on_error(on_error)
         width = self._width(dimensions)
         missing = np.full(width, np.nan, np.float32)
         skips = [] if skipped is None else skipped
-        errors: dict[int, Qwen3VLError] = {}
+        errors: Errors = {}
         done: dict[int, np.ndarray] = {}
+        broken: list[Exception] = []
         turn = 0
         # The empty group at the end lets go of inputs that failed after all others.
-        for indexes, pooled in chain(self._pooled(self._entries(inputs, errors)), [([], missing[None])]):
+        for indexes, pooled in chain(self._pooled(_readable(inputs, broken), errors), [([], missing[None])]):
             done |= zip(indexes, finish(pooled, width, normalize), strict=False)
             while turn in done or turn in errors:
                 if turn in errors and on_error == "raise":
@@ -145,28 +147,32 @@ class Qwen3VLEmbedder:
                 turn += 1
         if skipped is None:
             record_skips(skips, None, f"of {turn} inputs")
+        if broken:
+            raise broken[0]
 
     def _width(self, dimensions: int | None) -> int:
         chosen = self.dimensions if dimensions is None else dimensions
         return require_dimensions(chosen, self.package.manifest.text.hidden_size)
 
-    def _entries(self, inputs: Iterable[object], errors: dict[int, Qwen3VLError] | None) -> Iterator[Entry]:
+    def _entries(self, inputs: Iterable[object], errors: Errors | None) -> Iterator[Entry]:
         """Inputs as entries, one at a time; what is wrong with one is noted in `errors`, or raised without it."""
         for index, item in enumerate(inputs):
             where = f"inputs[{index}]"
-            try:
+            with noting(errors, index), blaming(where, LOADING):
                 parsed = parse_item(item, where)
                 loaded = self.package.encoder.load(parsed.content, parsed.fps, parsed.max_frames, where)
                 sequence = self.package.encoder.embedding_sequence(loaded, parsed.instruction, where)
-            except Qwen3VLError as error:
-                if errors is None:
-                    raise
-                errors[index] = error
-                continue
-            yield Entry(index, sequence, loaded.visuals)
+                yield Entry(index, where, sequence, loaded.visuals)
 
-    def _pooled(self, entries: Iterable[Entry]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Hidden states float32 [B, D] of the last tokens. Raises Qwen3VLError for a result that is not finite."""
-        for indexes, pooled in Request(self.package.model, self.batch_tokens).pooled(entries):
-            require_finite(pooled, [f"inputs[{index}]" for index in indexes], self.package.folder)
-            yield indexes, pooled
+    def _pooled(self, inputs: Iterable[object], errors: Errors | None) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Hidden states float32 [B, D] of the last tokens."""
+        request = Request(self.package.model, self.batch_tokens, errors)
+        return request.pooled(self._entries(inputs, errors))
+
+
+def _readable(inputs: Iterable[object], broken: list[Exception]) -> Iterator[object]:
+    """The inputs up to where reading them raises, which is put into `broken`."""
+    try:
+        yield from inputs
+    except Exception as error:
+        broken.append(error)

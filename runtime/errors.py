@@ -4,6 +4,8 @@ Qwen3VLError
 ├── InputError        an input item is wrong: type, unknown key, too long, special tokens in a text
 │   └── MediaError    a picture or video cannot be read, fetched or used
 ├── PackageError      a package folder is missing, incomplete, foreign or for another provider
+├── OutOfMemoryError  there is not enough memory to open a package or to compute an input
+├── NotFiniteError    an input's result holds NaN or infinity
 ├── CheckpointError   a checkpoint cannot be found, read or exported
 └── MissingExtraError an optional library is not installed
 """
@@ -23,6 +25,14 @@ class MediaError(InputError):
 
 class PackageError(Qwen3VLError):
     """A package folder cannot be opened as it is."""
+
+
+class OutOfMemoryError(Qwen3VLError, MemoryError):
+    """Numpy or onnxruntime could not allocate what a package or an input needs."""
+
+
+class NotFiniteError(Qwen3VLError, ArithmeticError):
+    """A graph gave NaN or infinity: the package is damaged."""
 
 
 class CheckpointError(Qwen3VLError):

@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import onnxruntime as ort
 
+from runtime.allocation import allocating
+from runtime.interrupt import interruptible
 from runtime.session import open_session
 
 Arrays = Mapping[str, np.ndarray]
@@ -19,6 +21,7 @@ class Graph(Protocol):
     def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:
         """The outputs `names`. Each output named in `into` is written to that contiguous array instead.
 
+        Raises MemoryError; what was in `into` is then undefined.
         An array may be fed and written at once: on the CPU GroupQueryAttention then appends to its past without a copy.
         """
 
@@ -27,18 +30,32 @@ OpenGraph = Callable[[Path, Sequence[str], int], Graph]
 
 
 class SessionGraph:
-    """A graph in an onnxruntime session of its own; every run gives the buffers of the arena `shrink` back, if any."""
+    """A graph in an onnxruntime session of its own.
 
-    def __init__(self, session: ort.InferenceSession, shrink: str | None = None):
-        self._session = session
-        self._options = ort.RunOptions()
-        if shrink:
-            self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", shrink)
+    With `shrink` every run gives the buffers of its `arena` back to the system; so it does from the first run on that
+    was refused memory, as the process then has none to spare.
+    """
+
+    def __init__(self, session: ort.InferenceSession, arena: str = "cpu:0", shrink: bool = False):
+        self._session, self._arena, self._shrink = session, arena, shrink
 
     def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:
-        """As `Graph.run`."""
+        """As `Graph.run`. Ctrl-C ends it after the operator that is being computed."""
+        options = ort.RunOptions()
+        if self._shrink:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arena)
+        try:
+            with allocating():
+                return interruptible(
+                    lambda: self._run(names, feeds, into, options), lambda: setattr(options, "terminate", True)
+                )
+        except MemoryError:
+            self._shrink = True
+            raise
+
+    def _run(self, names: Sequence[str], feeds: Arrays, into: Arrays, options: ort.RunOptions) -> list[np.ndarray]:
         if not into:
-            return list(self._session.run(names, feeds, self._options))
+            return list(self._session.run(names, feeds, options))
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
@@ -46,7 +63,7 @@ class SessionGraph:
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
         for name in names:
             binding.bind_output(name)
-        self._session.run_with_iobinding(binding, self._options)
+        self._session.run_with_iobinding(binding, options)
         return [value.numpy() for value in binding.get_outputs()[len(into) :]]
 
 

@@ -47,7 +47,7 @@ class MemoryPolicy:
         """A `runtime.graph.OpenGraph`. Raises PackageError."""
         memory = self.graphs[VISION if path.name == VISION else DECODER]
         session = open_session(path, providers, threads, memory.prepack)
-        return SessionGraph(session, self.arena if memory.shrink else None)
+        return SessionGraph(session, self.arena, memory.shrink)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from runtime.encode import EncodeOptions, Encoder
-from runtime.errors import InputError, PackageError, Qwen3VLError
+from runtime.errors import InputError, PackageError
 from runtime.image import PatchGrid
 from runtime.manifest import TOKENIZER, Manifest, Task
 from runtime.memory import MemoryMode, MemoryPolicy, memory_policy
@@ -121,14 +119,4 @@ def record_skips(skips: Sequence[Skipped], collected: list[Skipped] | None, amon
         warn_caller(
             f"{len(skips)} {among} were left out (NaN in the result; pass skipped=[] to collect why), "
             f"the first: {skips[0].error}"
-        )
-
-
-def require_finite(values: np.ndarray, names: Sequence[str], folder: Path) -> None:
-    """Raise Qwen3VLError naming the first row of float32 [B, ...] that holds NaN or infinity."""
-    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    if not finite.all():
-        raise Qwen3VLError(
-            f"{names[int(np.argmin(finite))]} gave a result that is not finite; "
-            f"check the package: python -m runtime check {folder}"
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 from runtime.encode import Loaded
-from runtime.errors import Qwen3VLError
+from runtime.faults import LOADING, OPENING, Errors, blaming, noting
 from runtime.inputs import Content, RerankRequest, parse_content, parse_request
 from runtime.media import FetchLimits
 from runtime.memory import MemoryMode
@@ -17,7 +17,6 @@ from runtime.package import (
     explain_torch_options,
     open_package,
     record_skips,
-    require_finite,
     require_on_error,
     require_positive,
 )
@@ -34,7 +33,7 @@ class Qwen3VLReranker:
     tokens). Keyword-only: `batch_tokens` go through the decoder together, padding included, and longer pairs in pieces
     of as many; `providers` and `threads` choose where onnxruntime runs; `memory="low"` takes less of it and more time;
     `special_tokens`, `strict_video_budget`, `exact_resize` and `fetch` as in `runtime.encode.EncodeOptions`. Raises
-    PackageError. Several threads may share one.
+    PackageError, OutOfMemoryError. Several threads may share one.
     """
 
     def __init__(
@@ -75,7 +74,8 @@ class Qwen3VLReranker:
         }
         if batch_tokens is not None:
             require_positive("batch_tokens", batch_tokens)
-        self.package = open_package(model_name_or_path, "reranker", given, providers, threads, memory)
+        with blaming(str(model_name_or_path), OPENING):
+            self.package = open_package(model_name_or_path, "reranker", given, providers, threads, memory)
         self.batch_tokens = batch_tokens or self.package.memory.batch_tokens
         self.show_progress = show_progress
 
@@ -94,8 +94,8 @@ class Qwen3VLReranker:
 
         `inputs` has the keys query, documents, instruction, fps, max_frames. What the prompts begin with, the query and
         its pictures and videos, is computed once. `on_error="skip"` gives NaN for a document that cannot be used and
-        appends it to `skipped`; "raise" raises InputError or MediaError naming it. A query or instruction that cannot
-        be used always raises.
+        appends it to `skipped`; "raise" raises InputError, MediaError, OutOfMemoryError or NotFiniteError naming it. A
+        query or instruction that cannot be used always raises.
         """
         require_on_error(on_error)
         request = parse_request(inputs)
@@ -104,39 +104,33 @@ class Qwen3VLReranker:
             return scores
         # It is the same for every document: a bad one is no fault of theirs and cannot be skipped.
         self.package.encoder.rerank_instruction(request.instruction, "inputs")
-        query = self._load(request.query, request, "query")
-        errors: dict[int, Qwen3VLError] = {}
-        entries = self._entries(query, request, None if on_error == "raise" else errors)
+        with blaming("query", LOADING):
+            query = self._load(request.query, request, "query")
+        errors: Errors = {}
+        noted = None if on_error == "raise" else errors
         with tqdm(total=len(scores), disable=not self.show_progress, unit="document") as progress:
-            for index, logit in self._logits(query, entries):
+            for index, logit in self._logits(query, request, noted):
                 scores[index] = 1 / (1 + math.exp(-logit)) if logit > -LARGEST_EXPONENT else 0.0
                 progress.update()
             progress.update(len(errors))
-        record_skips([Skipped(*each) for each in errors.items()], skipped, f"of {len(scores)} documents")
+        record_skips([Skipped(*each) for each in sorted(errors.items())], skipped, f"of {len(scores)} documents")
         return scores
 
     def _load(self, content: Content, request: RerankRequest, where: str) -> Loaded:
         return self.package.encoder.load(content, request.fps, request.max_frames, where)
 
-    def _entries(
-        self, query: Loaded, request: RerankRequest, errors: dict[int, Qwen3VLError] | None
-    ) -> Iterator[Entry]:
+    def _entries(self, query: Loaded, request: RerankRequest, errors: Errors | None) -> Iterator[Entry]:
         """Documents as entries, one at a time; what is wrong with one is noted in `errors`, or raised without it."""
         for index, item in enumerate(request.documents):
             where = f"documents[{index}]"
-            try:
+            with noting(errors, index), blaming(where, LOADING):
                 document = self._load(parse_content(item, where), request, where)
                 sequence = self.package.encoder.rerank_sequence(query, document, request.instruction, where)
-            except Qwen3VLError as error:
-                if errors is None:
-                    raise
-                errors[index] = error
-                continue
-            yield Entry(index, sequence, document.visuals)
+                yield Entry(index, where, sequence, document.visuals)
 
-    def _logits(self, query: Loaded, entries: Iterator[Entry]) -> Iterator[tuple[int, float]]:
-        """(index, logit) of each pair. Raises Qwen3VLError for a result that is not finite."""
-        request = Request(self.package.model, self.batch_tokens)
-        for indexes, logits in request.pooled(entries, request.features(query.visuals)):
-            require_finite(logits, [f"documents[{index}]" for index in indexes], self.package.folder)
+    def _logits(self, query: Loaded, request: RerankRequest, errors: Errors | None) -> Iterator[tuple[int, float]]:
+        """(index, logit) of each pair."""
+        run = Request(self.package.model, self.batch_tokens, errors)
+        before = run.features(query.visuals, "query")
+        for indexes, logits in run.pooled(self._entries(query, request, errors), before):
             yield from zip(indexes, logits.tolist(), strict=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from runtime.errors import InputError, PackageError
+from runtime.allocation import allocating
+from runtime.errors import InputError, OutOfMemoryError, PackageError
 from runtime.probe import let_weights_become_uint8, products_saturate
 from runtime.target import TARGETS, Target
 
@@ -46,9 +47,14 @@ UNWANTED_OPTIMIZERS = [
 
 
 def open_session(path: Path, providers: Sequence[str], threads: int, prepack: bool = True) -> ort.InferenceSession:
-    """Open a package's graph; `providers` as from `require_providers`. Raises PackageError."""
+    """Open a package's graph; `providers` as from `require_providers`. Raises PackageError, OutOfMemoryError."""
     try:
-        return create_session(str(path), session_options(threads, prepack), providers)
+        with allocating():
+            return create_session(str(path), session_options(threads, prepack), providers)
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"there is not enough memory to open {path}; close other programs, or pass memory='low'."
+        ) from error
     except Exception as error:  # onnxruntime's errors share no narrower base
         remedy = (
             "" if providers[0] == CPU else f"; {providers[0]} needs a driver and libraries that fit this onnxruntime"
@@ -81,7 +87,7 @@ def session_options(threads: int, prepack: bool = True) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     # Both hold on to buffers that exact lifetimes give back: the vision encoder's peak falls by two fifths.
     options.enable_mem_pattern = False
     options.enable_mem_reuse = False

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from runtime.errors import InputError
+from runtime.errors import InputError, NotFiniteError
 
 EPSILON = 1e-12  # torch.nn.functional.normalize's
 
@@ -24,3 +24,9 @@ def finish(embeddings: np.ndarray, dimensions: int, normalize: bool) -> np.ndarr
     norms = np.sqrt(np.sum(np.square(cut, dtype=np.float64), axis=1, keepdims=True))
     unit: np.ndarray = (cut / np.maximum(norms, EPSILON)).astype(np.float32)
     return unit
+
+
+def require_finite(values: np.ndarray, what: str) -> None:
+    """Raise NotFiniteError where there is NaN or infinity."""
+    if not np.isfinite(values).all():
+        raise NotFiniteError(f"{what} is not finite; check the package with python -m runtime check.")

@@ -12,6 +12,7 @@ from runtime.graph import Graph
 from runtime.image import Visual
 from runtime.manifest import VisionConfig
 from runtime.positions import PatchPositions, patch_positions
+from runtime.vectors import require_finite
 
 # Bounds the vision graph's memory: its widest activation is [patches, intermediate_size] float32.
 PATCHES_PER_CALL = 8192
@@ -60,7 +61,22 @@ class VisionEncoder:
         return self._graph is not None
 
     def features(self, visuals: Sequence[Visual]) -> list[VisualFeatures]:
-        """The features of each visual, in order; equal-sized pictures and frame pairs share a call."""
+        """The features of each visual, in order; equal-sized pictures and frame pairs share a call.
+
+        Raises MemoryError, and NotFiniteError for NaN or infinity: a quantised decoder would round it to numbers.
+        """
+        try:
+            return self._features(visuals)
+        finally:
+            if not self._keep:
+                self.release()
+
+    def release(self) -> None:
+        """Close the graph until the next picture; runs in other threads end as they began."""
+        with self._lock:
+            self._graph = None
+
+    def _features(self, visuals: Sequence[Visual]) -> list[VisualFeatures]:
         by_grid: dict[tuple[int, int], list[int]] = {}
         for index, visual in enumerate(visuals):
             by_grid.setdefault(visual.grid[1:], []).append(index)
@@ -71,14 +87,7 @@ class VisionEncoder:
             for index, stop in zip(members, stops, strict=True):
                 part = slice(stop - visuals[index].num_tokens, stop)
                 found[index] = VisualFeatures(together.tokens[part], together.deepstack[:, part])
-        if not self._keep:
-            self.release()
         return [found[index] for index in range(len(visuals))]
-
-    def release(self) -> None:
-        """Close the graph until the next picture; runs in other threads end as they began."""
-        with self._lock:
-            self._graph = None
 
     def _run(self, frames: Sequence[np.ndarray], positions: PatchPositions) -> VisualFeatures:
         """All frames [F, P, patch] of one grid, a bounded number a call."""
@@ -96,6 +105,8 @@ class VisionEncoder:
                 "position_weight": positions.weight,
             }
             outputs = graph.run(["tokens", "deepstack"], feeds)
+            for each in outputs:
+                require_finite(each, "a picture's result in the vision encoder")
             tokens.append(outputs[0])
             deepstack.append(outputs[1])
         return VisualFeatures(np.concatenate(tokens), np.concatenate(deepstack, axis=1))

@@ -1,15 +1,22 @@
-"""The inputs of one request on their way to the decoder, a bounded number in memory at a time."""
+"""The inputs of one request on their way to the decoder, a bounded number in memory at a time.
+
+What cannot be computed together is tried one by one, so that an error is that of a single input.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from runtime.batching import Batches
 from runtime.decoder import Prompt
 from runtime.encode import TokenSequence
+from runtime.errors import NotFiniteError
+from runtime.faults import Errors, blaming, noting
 from runtime.image import Visual
 from runtime.model import Model
+from runtime.notice import warn_caller
+from runtime.vectors import require_finite
 from runtime.vision import SeenVisuals, VisualFeatures
 
 # A window is sorted by length before it is packed: the larger, the less padding, and the more pictures in memory.
@@ -18,9 +25,10 @@ WINDOW_CALLS, WINDOW_INPUTS = 8, 256
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """An input by its index, and what the graphs take of it."""
+    """An input by its index and its place in messages, and what the graphs take of it."""
 
     index: int
+    where: str
     sequence: TokenSequence
     visuals: tuple[Visual, ...]
 
@@ -29,16 +37,22 @@ class Entry:
 
 
 class Request:
-    """One call of `process`: entries through vision encoder and decoder, what they share computed once."""
+    """One call of `process`: entries through vision encoder and decoder, what they share computed once.
 
-    def __init__(self, model: Model, batch_tokens: int):
+    What is wrong with an entry is noted in `errors`, or raised without it: OutOfMemoryError, NotFiniteError.
+    """
+
+    def __init__(self, model: Model, batch_tokens: int, errors: Errors | None = None):
         self._seen = SeenVisuals(model.vision)
         self._batches = Batches(model.decoder, batch_tokens)
-        self._window_tokens = WINDOW_CALLS * batch_tokens
+        self._batch_tokens, self._errors = batch_tokens, errors
 
-    def features(self, visuals: Sequence[Visual]) -> tuple[VisualFeatures, ...]:
-        """The features of each visual, in order."""
-        return tuple(self._seen.features(visuals))
+    def features(self, visuals: Sequence[Visual], where: str) -> tuple[VisualFeatures, ...]:
+        """The features of each visual of the input `where`, in order."""
+        patches = sum(visual.patches.shape[0] * visual.patches.shape[1] for visual in visuals)
+        needs = f"for {patches:,} patches of its pictures; pass a lower max_pixels or total_pixels, or memory='low'"
+        with blaming(where, needs):
+            return tuple(self._seen.features(visuals))
 
     def pooled(
         self, entries: Iterable[Entry], before: tuple[VisualFeatures, ...] = ()
@@ -47,15 +61,46 @@ class Request:
 
         `before`: features of visuals that stand in every prompt before those of its entry.
         """
-        for window in windows(entries, self._window_tokens):
-            indexes, prompts = [entry.index for entry in window], self._prompts(window, before)
+        for window in windows(entries, WINDOW_CALLS * self._batch_tokens):
+            prompts = [
+                (replace(entry, visuals=()), Prompt(entry.sequence, (*before, *features)))
+                for entry, features in self._with_features(window)
+            ]
             window.clear()  # patches take more room than anything else and are not needed any more
-            for members, outputs in self._batches.pooled(prompts):
-                yield [indexes[member] for member in members], outputs
+            yield from self._outputs(prompts)
 
-    def _prompts(self, entries: Sequence[Entry], before: tuple[VisualFeatures, ...]) -> list[Prompt]:
-        features = iter(self.features([visual for entry in entries for visual in entry.visuals]))
-        return [Prompt(entry.sequence, (*before, *(next(features) for _ in entry.visuals))) for entry in entries]
+    def _with_features(self, entries: Sequence[Entry]) -> list[tuple[Entry, tuple[VisualFeatures, ...]]]:
+        """The entries whose features can be had, with them."""
+        if len(entries) > 1:
+            try:
+                features = iter(self._seen.features([visual for entry in entries for visual in entry.visuals]))
+                return [(entry, tuple(next(features) for _ in entry.visuals)) for entry in entries]
+            except (MemoryError, NotFiniteError) as error:
+                _explain(error, len(entries))
+        found = []
+        for entry in entries:
+            with noting(self._errors, entry.index):
+                found.append((entry, self.features(entry.visuals, entry.where)))
+        return found
+
+    def _outputs(self, prompts: Sequence[tuple[Entry, Prompt]]) -> Iterator[tuple[list[int], np.ndarray]]:
+        left = dict(enumerate(prompts))
+        if len(prompts) > 1:
+            try:
+                for members, outputs in self._batches.pooled([prompt for _, prompt in prompts]):
+                    require_finite(outputs, "the result")
+                    yield [left.pop(member)[0].index for member in members], outputs
+            except (MemoryError, NotFiniteError) as error:
+                _explain(error, len(left))
+        for entry, prompt in left.values():
+            needs = (
+                f"for its {len(entry):,} tokens, {self._batch_tokens:,} in a call; "
+                "pass a smaller batch_tokens or max_length, or memory='low'"
+            )
+            with noting(self._errors, entry.index), blaming(entry.where, needs):
+                ((_, outputs),) = self._batches.pooled([prompt])
+                require_finite(outputs, "the result")
+                yield [entry.index], outputs
 
 
 def windows(entries: Iterable[Entry], tokens: int) -> Iterator[list[Entry]]:
@@ -70,3 +115,11 @@ def windows(entries: Iterable[Entry], tokens: int) -> Iterator[list[Entry]]:
         total += len(entry)
     if window:
         yield window
+
+
+def _explain(error: Exception, count: int) -> None:
+    if isinstance(error, MemoryError):
+        warn_caller(
+            f"there is not enough memory for {count} inputs together, so they are computed one by one; "
+            "pass a smaller batch_tokens, a lower max_pixels or memory='low'."
+        )

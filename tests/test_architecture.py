@@ -169,6 +169,8 @@ def test_what_is_public() -> None:
         "InputError",
         "MediaError",
         "MissingExtraError",
+        "NotFiniteError",
+        "OutOfMemoryError",
         "PackageError",
         "Qwen3VLEmbedder",
         "Qwen3VLError",

@@ -136,27 +136,30 @@ def test_a_common_beginning_is_computed_once(opened: Opened, shared: int, batch_
 
 
 def test_the_beginning_is_kept_and_cut_for_later_parts(opened: Opened) -> None:
-    """The prompts of a request may come in parts; a later part may begin with less of it."""
+    """The prompts of a request may come in parts; a later part may begin with less of it, or be shorter."""
     every = [opened.prompt(60 + number) for number in range(4)]  # each begins with the one before
-    other = opened.prompt(80)
-    ids = other.sequence.input_ids.copy()
-    ids[30:] += 1
-    short = opened.prompt(20)  # all of it is in the beginning
-    parts = [every, [Prompt(TokenSequence(ids, ids < 0, ()))], every[:2], [short, opened.prompt(9, seed=5)], [short]]
+
+    def other(length: int) -> Prompt:
+        ids = opened.prompt(length).sequence.input_ids.copy()
+        ids[30:] += 1
+        return Prompt(TokenSequence(ids, ids < 0, ()))
+
+    # What is few tokens behind the cut beginning would fit into the rest of it.
+    parts = [every, [other(80)], every[:2], [other(45)], every[:2], [opened.prompt(45)], every[:2], [opened.prompt(20)]]
+    alone = [opened.alone(part) for part in parts]
+    bound = close(opened) * max(np.abs(each).max() for each in alone)
     batches = Batches(opened.model.decoder, 256)
-    opened.watched.calls.clear()
-    for part in parts:
-        expected = opened.alone(part)
+    for part, expected in zip(parts, alone, strict=True):
         opened.watched.calls.clear()
         found = {index: row for indexes, rows in batches.pooled(part) for index, row in zip(indexes, rows, strict=True)}
         together = np.stack([found[index] for index in range(len(part))])
-        np.testing.assert_allclose(together, expected, rtol=0, atol=close(opened) * np.abs(expected).max())
-        if part is parts[1]:
-            assert [past for _, past in opened.watched.calls] == [30]
-        if part is parts[2]:
-            assert {past for _, past in opened.watched.calls} == {59}
-        if part is parts[4]:
-            assert [past for _, past in opened.watched.calls] == [19]
+        np.testing.assert_allclose(together, expected, rtol=0, atol=bound)
+        if part[0] is every[0]:
+            assert {past for _, past in opened.watched.calls} == ({0, 59} if part is every else {59})
+        else:
+            assert [past for _, past in opened.watched.calls] == [
+                {45: 44, 20: 19}[len(part[0])] if part in parts[5::2] else 30
+            ]
 
 
 def test_what_is_no_common_beginning(opened: Opened) -> None:

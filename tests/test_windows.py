@@ -37,7 +37,7 @@ def embedder(folder: Path) -> Qwen3VLEmbedder:
 
 def entry(index: int, length: int) -> Entry:
     ids = np.zeros(length, np.int64)
-    return Entry(index, TokenSequence(ids, ids > 0, ()), ())
+    return Entry(index, f"inputs[{index}]", TokenSequence(ids, ids > 0, ()), ())
 
 
 def test_windows_are_bounded_in_tokens_and_inputs() -> None:
