@@ -122,7 +122,8 @@ def test_the_loss_says_what_it_was_measured_with(run: Run, folder: Path) -> None
     [
         (
             ["--bf16"],
-            "--bf16 is for --target cuda; --target cpu takes --fp32, --int8, --int8 --portable, --int4 or --int4 --portable.",
+            "--bf16 is for --target cuda; "
+            "--target cpu takes --fp32, --int8, --int8 --portable, --int4 or --int4 --portable.",
         ),
         (["--target", "cuda", "--fp32"], "--fp32 is for --target cpu; --target cuda takes --bf16, --int8 or --int4."),
         (
