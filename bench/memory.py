@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.speed_machine import machine_facts
+from runtime.machine import machine_facts
 from runtime.memory import Resident, resident
 
 EVERY = 0.005
