@@ -42,7 +42,7 @@ class Batches:
         rows: Past | None = None
         for pack in packs([len(span) for span in spans], self._batch_tokens, start):
             members = [spans[index] for index in pack]
-            longest = _even(max(map(len, members)))
+            longest = even(max(map(len, members)))
             if longest > self._batch_tokens:
                 yield pack, self._in_chunks(members[0], past)
             elif past is None:
@@ -90,7 +90,7 @@ def packs(lengths: Sequence[int], budget: int, past: int = 0) -> list[list[int]]
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     cost, first = [0.0], [0]  # of the best cut of the first n, and where its last pack starts
     for stop in range(1, len(order) + 1):
-        longest = _even(lengths[order[stop - 1]])
+        longest = even(lengths[order[stop - 1]])
         room = min(budget // longest, PAST_TOKENS // (past + longest) if past else budget)
         starts = range(max(0, stop - max(1, room)), stop)
         best = min(starts, key=lambda start: cost[start] + CALL_COST + (stop - start) * longest)
@@ -115,5 +115,6 @@ def common_length(prompts: Sequence[Prompt], limit: int) -> int:
     return limit
 
 
-def _even(length: int) -> int:
+def even(length: int) -> int:
+    """A length as the decoder computes it, with the padding that makes rows go in pairs."""
     return -(-length // ROWS_TOGETHER) * ROWS_TOGETHER

@@ -5,9 +5,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
+from runtime.bench_command import add_bench
 from runtime.check_command import add_check
 from runtime.embed_command import add_embed
 from runtime.errors import Qwen3VLError
+from runtime.plan_command import add_plan
 from runtime.rerank_command import add_rerank
 from runtime.version import VERSION
 
@@ -16,6 +18,8 @@ EXAMPLES = """examples:
   python -m runtime embed PACKAGE --input items.jsonl --output vectors.npy --dimensions 512
   python -m runtime rerank PACKAGE --query "a red car" --image car.jpg --text "a blue bicycle"
   python -m runtime rerank PACKAGE --input requests.jsonl
+  python -m runtime plan PACKAGE --image 4000x3000 --video 30s@1280x720 --ram 4GB
+  python -m runtime bench PACKAGE --quick --json machine.json
   python -m runtime check PACKAGE
 """
 
@@ -30,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qwen3vl-edge {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add_command in (add_embed, add_rerank, add_check):
+    for add_command in (add_embed, add_rerank, add_plan, add_bench, add_check):
         add_command(commands)
     return parser
 
