@@ -12,13 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.speed_machine import machine_facts
+from runtime.machine import machine_facts
 from runtime.memory import Resident, resident
 
 EVERY = 0.005
@@ -57,23 +58,25 @@ class Peaks(threading.Thread):
             time.sleep(EVERY)
 
 
-def measure(package: Path, mode: str, stages: list[tuple[str, int]]) -> list[Stage]:
+def measure(
+    package: Path, mode: str, stages: Sequence[tuple[str, object]], worker: str = "bench.memory_worker"
+) -> list[Stage]:
     """Every stage in one process, opening the package first (of which `vector` is empty)."""
-    command = [sys.executable, "-W", "ignore", "-m", "bench.memory_worker", str(time.time()), str(package), mode]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert worker.stdin is not None and worker.stdout is not None
-    peaks = Peaks(worker.pid)
+    command = [sys.executable, "-W", "ignore", "-m", worker, str(time.time()), str(package), mode]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None and child.stdout is not None
+    peaks = Peaks(child.pid)
     peaks.start()
     found = []
     for stage in [None, *stages]:
         if stage:
             peaks.reset()
-            print(json.dumps(stage), file=worker.stdin, flush=True)
-        line = worker.stdout.readline()
+            print(json.dumps(stage), file=child.stdin, flush=True)
+        line = child.stdout.readline()
         if not line:
-            raise SystemExit(f"the worker for {package} ended with status {worker.wait()}")
+            raise SystemExit(f"the worker for {package} ended with status {child.wait()}")
         answer: dict[str, Any] = json.loads(line)
-        after = resident(worker.pid)
+        after = resident(child.pid)
         if after is None:
             raise SystemExit("this system does not tell anonymous from mapped memory; run this on Linux.")
         vector = np.array(answer.get("vector", []), np.float32)
@@ -81,8 +84,8 @@ def measure(package: Path, mode: str, stages: list[tuple[str, int]]) -> list[Sta
         found.append(Stage(after, peaks.anonymous, peaks.resident, answer["seconds"], since_start, vector))
         label = stage or ("open", 0)
         print(f"{package.name} {mode} {label}: {found[-1]}"[:160], file=sys.stderr)
-    worker.stdin.close()
-    worker.wait()
+    child.stdin.close()
+    child.wait()
     return found
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.speed_machine import machine_facts
 from runtime import Qwen3VLReranker
 from runtime.inputs import parse_request
+from runtime.machine import machine_facts
 from runtime.windows import Entry, Request
 
 WORDS = "the river bends around an old mill where boats wait for rain and nobody counts summer days"

@@ -1,4 +1,4 @@
-"""`python -m runtime`: embed, rerank and check packages from the command line."""
+"""`python -m runtime`: embed and rerank with a package, plan and measure what that takes, check it."""
 
 import sys
 

@@ -87,15 +87,8 @@ class Encoder:
 
     def load(self, content: Content, fps: float | None, max_frames: int | None, where: str) -> Loaded:
         """Check the texts and load the visuals: videos, then pictures. Raises InputError starting with `where`."""
-        options = self.options
         text = self._checked(content.texts, f"{where}: text")
-        video_options = VideoOptions(
-            fps or options.fps,
-            max_frames or options.max_frames,
-            options.total_pixels,
-            options.strict_video_budget,
-            options.exact_resize,
-        )
+        video_options = self.video_options(fps, max_frames)
         visuals = []
         for index, video in enumerate(content.videos):
             with located(place(f"{where}: video", index, len(content.videos))):
@@ -104,6 +97,17 @@ class Encoder:
             with located(place(f"{where}: image", index, len(content.images))):
                 visuals.append(self._picture(image))
         return Loaded(Content(text, content.images, content.videos), tuple(visuals))
+
+    def video_options(self, fps: float | None = None, max_frames: int | None = None) -> VideoOptions:
+        """How video files are looked at; `fps` and `max_frames` replace those of the constructor."""
+        options = self.options
+        return VideoOptions(
+            fps or options.fps,
+            max_frames or options.max_frames,
+            options.total_pixels,
+            options.strict_video_budget,
+            options.exact_resize,
+        )
 
     def embedding_sequence(self, loaded: Loaded, instruction: str | None, where: str) -> TokenSequence:
         """The embedder's prompt for one content. Raises InputError where it is too long."""
@@ -142,14 +146,7 @@ class Encoder:
     def _video(self, video: VideoSource, options: VideoOptions) -> Visual:
         if isinstance(video, tuple):
             # A list of frames obeys the constructor's max_frames, as in the reference.
-            options = VideoOptions(
-                options.fps,
-                self.options.max_frames,
-                options.total_pixels,
-                options.strict_budget,
-                options.exact_resize,
-            )
-            return frames_visual(video, options, self.options.fetch, self.patch)
+            return frames_visual(video, self.video_options(), self.options.fetch, self.patch)
         return video_visual(video, options, self.options.fetch, self.patch)
 
     def _sequence(

@@ -1,5 +1,6 @@
 """What `memory="normal"` and `"low"` mean for the sessions of a package, and the memory a process holds."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,3 +89,17 @@ def resident(process: int | Literal["self"] = "self") -> Resident | None:
     fields = (line.partition(":") for line in lines)
     sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in fields if name.startswith("Rss")}
     return Resident(sizes["RssAnon"], sizes["RssFile"] + sizes["RssShmem"]) if sizes else None
+
+
+def peak_resident() -> int | None:
+    """The most bytes that this process ever held, both kinds; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

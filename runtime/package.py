@@ -74,20 +74,25 @@ def open_package(
         raise PackageError(f"{folder} is {kind} package; open it with {right}.")
     if threads is not None:
         require_positive("threads", threads)
-    chosen = {name: value for name, value in given.items() if value is not None}
-    options = EncodeOptions(**{**asdict(manifest.defaults), **chosen})
     available = require_providers(providers, manifest.target, path)
     policy = memory_policy(memory, manifest.matrices, TARGETS[manifest.target])
-    vision = manifest.vision
-    patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+    encoder = open_encoder(path, manifest, given)
     if PER_TOKEN in manifest.matrices.values() and not stored_weights_are_exact():
         warn_caller(
             f"this processor multiplies int8 inexactly (x86 without VNNI), so {path} gives wrong vectors here; "
             f"make the portable package: python -m export --model {manifest.source.checkpoint} --int8 --portable"
         )
-    encoder = Encoder(PromptTokenizer(path / TOKENIZER, manifest.tokens), patch, options)
     model = Model(path, manifest, available, threads or default_threads(), policy.open_graph, policy.keep_vision)
     return Package(path, manifest, encoder, model, policy)
+
+
+def open_encoder(folder: Path, manifest: Manifest, given: Mapping[str, object]) -> Encoder:
+    """The part of a package that makes token sequences; no graph is opened. `given` as of `open_package`."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    options = EncodeOptions(**{**asdict(manifest.defaults), **chosen})
+    vision = manifest.vision
+    patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+    return Encoder(PromptTokenizer(folder / TOKENIZER, manifest.tokens), patch, options)
 
 
 def require_positive(name: str, value: object) -> int:

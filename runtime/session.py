@@ -88,6 +88,8 @@ def session_options(threads: int, prepack: bool = True) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    # In the order of the graph: the default order unpacks all 4-bit weights before it uses the first.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     # Both hold on to buffers that exact lifetimes give back: the vision encoder's peak falls by two fifths.
     options.enable_mem_pattern = False
     options.enable_mem_reuse = False

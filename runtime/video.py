@@ -51,26 +51,27 @@ class VideoOptions:
             if not getattr(self, name) > 0:
                 raise InputError(f"the video option {name} is {getattr(self, name)}; give a number above zero.")
 
+    def file_pixels(self, patch: PatchGrid) -> float:
+        """The pixels that all frames of a video file share."""
+        return LIBRARY_TOTAL_TOKENS * patch.factor**2 if self.strict_budget else self.total_pixels
+
 
 class _Frames:
     """The sampled frames, uint8 [count, height, width, 3], each resized as it arrives."""
 
     def __init__(self, count: int, total_pixels: float, exact_resize: bool, patch: PatchGrid) -> None:
         self.count = count
+        self.total_pixels = total_pixels
         self.patch = patch
         self.exact_resize = exact_resize
         self.source_size: tuple[int, int] | None = None
-        token = patch.factor * patch.factor
-        self.min_pixels = FRAME_MIN_TOKENS * token
-        share = min(FRAME_MAX_TOKENS * token, total_pixels / count * FRAME_FACTOR)
-        self.max_pixels = max(share, int(self.min_pixels * 1.05))
 
     def put(self, slot: int, pixels: NDArray[np.uint8]) -> None:
         """Keep `pixels` [H, W, 3] as frame `slot`; MediaError where its size is not the first frame's."""
         height, width = pixels.shape[:2]
         if self.source_size is None:
             self.source_size = (height, width)
-            size = smart_resize(height, width, self.patch.factor, self.min_pixels, self.max_pixels)
+            size = frame_size(self.source_size, self.count, self.total_pixels, self.patch)
             self.pixels = np.empty((self.count, *size, 3), np.uint8)
         if (height, width) != self.source_size:
             first = f"{self.source_size[1]}x{self.source_size[0]}"
@@ -83,6 +84,14 @@ class _Frames:
         patches = patchify(self.pixels, self.patch)
         grid = (len(patches), self.pixels.shape[1] // size, self.pixels.shape[2] // size)
         return Visual(patches, grid, pair_timestamps(indices, fps), self.patch.spatial_merge_size)
+
+
+def frame_size(source: tuple[int, int], count: int, total_pixels: float, patch: PatchGrid) -> tuple[int, int]:
+    """(height, width) of each of `count` frames of a video that share `total_pixels`; `source` is theirs in it."""
+    token = patch.factor * patch.factor
+    least = FRAME_MIN_TOKENS * token
+    share = min(FRAME_MAX_TOKENS * token, total_pixels / count * FRAME_FACTOR)
+    return smart_resize(*source, patch.factor, least, max(share, int(least * 1.05)))
 
 
 def sample_indices(total: int, video_fps: float, options: VideoOptions) -> NDArray[np.int64]:
@@ -184,8 +193,7 @@ def _file_visual(path: str, options: VideoOptions, patch: PatchGrid) -> Visual:
 
 def _decoded(path: str, indices: list[int], options: VideoOptions, patch: PatchGrid) -> tuple[_Frames, int]:
     """The frames at the rising `indices`, and how many were decoded until the last of them was reached."""
-    total_pixels = LIBRARY_TOTAL_TOKENS * patch.factor**2 if options.strict_budget else options.total_pixels
-    store = _Frames(len(indices), total_pixels, options.exact_resize, patch)
+    store = _Frames(len(indices), options.file_pixels(patch), options.exact_resize, patch)
     slot, position = 0, -1
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"

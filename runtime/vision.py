@@ -29,6 +29,11 @@ class VisualFeatures:
     deepstack: np.ndarray
 
 
+def frames_per_call(patches: int) -> int:
+    """How many pictures or frame pairs of that many patches go through the vision encoder together."""
+    return max(1, PATCHES_PER_CALL // patches)
+
+
 def joined(features: Sequence[VisualFeatures], levels: int, size: int) -> VisualFeatures:
     """Several features as one, in order; also those of no visual at all, [0, size] and [levels, 0, size]."""
     tokens = [np.zeros((0, size), np.float32), *(each.tokens for each in features)]
@@ -89,10 +94,14 @@ class VisionEncoder:
                 found[index] = VisualFeatures(together.tokens[part], together.deepstack[:, part])
         return [found[index] for index in range(len(visuals))]
 
+    def open(self) -> None:
+        """Open the graph now rather than at the first picture."""
+        self._opened()
+
     def _run(self, frames: Sequence[np.ndarray], positions: PatchPositions) -> VisualFeatures:
         """All frames [F, P, patch] of one grid, a bounded number a call."""
         graph, rotary = self._opened(), positions.rotary
-        step = max(1, PATCHES_PER_CALL // len(rotary.cos))
+        step = frames_per_call(len(rotary.cos))
         tokens, deepstack = [], []
         stacked = frames[0] if len(frames) == 1 else np.concatenate(frames)
         for start in range(0, len(stacked), step):

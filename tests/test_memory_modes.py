@@ -1,5 +1,6 @@
 """`memory="low"`: which sessions do without prepacking, what is given back, and that vectors stay what they were."""
 
+import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -191,7 +192,9 @@ def test_an_unknown_mode_is_refused(package: Packages, memory: Any) -> None:
 def test_resident_memory_is_told_apart(tmp_path: Path) -> None:
     size = 64 * 2**20
     before = resident(os.getpid())
-    own = np.ones(size, np.uint8)
+    # Not from the heap, where earlier tests may have left as much room.
+    own = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+    own[:] = 1
     path = tmp_path / "file"
     path.write_bytes(own.tobytes())
     between = resident()

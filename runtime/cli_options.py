@@ -1,0 +1,97 @@
+"""What the commands of `python -m runtime` have in common: their arguments, and the shape of a command."""
+
+import argparse
+import sys
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from runtime.memory import MemoryMode
+from runtime.target import TARGETS
+
+# The lines of a command's result; what it returns at the end are its complaints, one sentence each.
+Lines = Generator[str, None, Sequence[str]]
+Command = Callable[[argparse.Namespace], Lines]
+
+INPUT_HELP = """JSON lines, - for standard input; each line one dict as `process` takes it:
+  embed:  {"text": ..., "image": ..., "video": ..., "instruction": ...}
+  rerank: {"query": {...}, "documents": [{...}, ...], "instruction": ...}"""
+
+
+def add_command(commands: Any, name: str, run: Command, text: str) -> argparse.ArgumentParser:
+    """A new command among `commands` (argparse's subparsers), its package the first argument."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, formatter_class=argparse.RawTextHelpFormatter
+    )
+    command.set_defaults(run=run)
+    command.add_argument("package", type=Path, help="the folder that `python -m export` wrote")
+    return command
+
+
+def add_inputs(command: argparse.ArgumentParser, text: str, image: str, video: str) -> None:
+    """What is embedded or reranked; the three are help texts."""
+    command.add_argument("--input", metavar="FILE", help=INPUT_HELP)
+    command.add_argument("--text", action="append", default=[], help=text)
+    command.add_argument("--image", action="append", default=[], metavar="PATH_OR_URL", help=image)
+    command.add_argument("--video", action="append", default=[], metavar="PATH_OR_URL", help=video)
+    command.add_argument("--instruction", help="what the vectors or scores are for; replaces the package's default")
+    command.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="skip: go on without an input that cannot be used (null in the output, exit code 1)",
+    )
+
+
+def add_budgets(command: argparse.ArgumentParser) -> None:
+    """How much of an input is looked at."""
+    command.add_argument("--max-pixels", type=int, help="most pixels of a picture (1,024 make one token)")
+    command.add_argument("--fps", type=float, help="frames looked at for each second of video")
+    command.add_argument("--max-frames", type=int, help="most frames of a video")
+    command.add_argument(
+        "--strict-video",
+        action="store_true",
+        help="give video files the reference's own pixel budget, easily over the token limit",
+    )
+
+
+def add_resources(command: argparse.ArgumentParser) -> None:
+    """What a run may take of the machine."""
+    defaults = ", ".join(f"{target.batch_tokens:,} on {name}" for name, target in TARGETS.items())
+    command.add_argument(
+        "--batch-tokens",
+        type=int,
+        help=f"tokens in a decoder call, longer inputs go in pieces (default {defaults}, in low memory half)",
+    )
+    command.add_argument("--threads", type=int, help="default: the CPUs this process may use")
+    command.add_argument(
+        "--memory",
+        choices=get_args(MemoryMode),
+        default="normal",
+        help="low: weights stay in the mapped files, buffers and vision encoder are given back after use; slower",
+    )
+
+
+def budgets(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `add_budgets` under the names of `runtime.encode.EncodeOptions`."""
+    return {
+        "max_pixels": options.max_pixels,
+        "fps": options.fps,
+        "max_frames": options.max_frames,
+        "strict_video_budget": options.strict_video,
+    }
+
+
+def constructor_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `add_budgets` and `add_resources` as the two public classes take them."""
+    return budgets(options) | {
+        "batch_tokens": options.batch_tokens,
+        "threads": options.threads,
+        "memory": options.memory,
+        "show_progress": sys.stderr.isatty(),
+    }
+
+
+def with_instruction(item: Any, instruction: str | None) -> Any:
+    """The item with --instruction where it has none of its own; what is no dict is refused later, by its place."""
+    return {"instruction": instruction, **item} if instruction is not None and isinstance(item, dict) else item

@@ -1,0 +1,68 @@
+"""`python -m runtime rerank`: scores of documents for a query, a JSON line for each request."""
+
+import argparse
+import json
+import math
+from contextlib import nullcontext
+from typing import Any
+
+from runtime.cli_options import (
+    Lines,
+    add_budgets,
+    add_command,
+    add_inputs,
+    add_resources,
+    constructor_options,
+    with_instruction,
+)
+from runtime.encode import located
+from runtime.errors import InputError
+from runtime.json_lines import read_json_lines
+from runtime.package import Skipped
+from runtime.reranker import Qwen3VLReranker
+
+
+def add_rerank(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    command = add_command(commands, "rerank", rerank, "scores of documents for a query")
+    add_inputs(command, "a document that is this text (may be repeated)", "a document that is this picture", "a video")
+    command.add_argument("--query", help="the query's text")
+    command.add_argument("--query-image", help="the query's picture")
+    add_budgets(command)
+    add_resources(command)
+
+
+def rerank(options: argparse.Namespace) -> Lines:
+    """A JSON line of scores a request. Raises InputError, PackageError."""
+    requests = list(read_json_lines(options.input)) if options.input else []
+    from_file = len(requests)
+    query = {"text": options.query, "image": options.query_image}
+    query = {key: value for key, value in query.items() if value is not None}
+    documents = [{key: value} for key in ("text", "image", "video") for value in getattr(options, key)]
+    if query and documents:
+        requests.append({"query": query, "documents": documents})
+    elif query or documents or not options.input:
+        raise InputError(
+            "nothing to rerank; give --query or --query-image, and documents by --text, --image or --video, or --input."
+        )
+    reranker = Qwen3VLReranker(options.package, **constructor_options(options))
+    lost: list[str] = []
+    for index, request in enumerate(requests):
+        place = f"requests[{index}]: " if from_file else ""
+        skipped: list[Skipped] = []
+        try:
+            with located(f"requests[{index}]") if from_file else nullcontext():
+                scores = reranker.process(
+                    with_instruction(request, options.instruction), on_error=options.on_error, skipped=skipped
+                )
+        except InputError as error:
+            if options.on_error == "raise":
+                raise
+            yield json.dumps({"scores": None, "error": str(error)})
+            lost.append(str(error))
+            continue
+        errors = {str(each.index): str(each.error) for each in skipped}
+        line: dict[str, Any] = {"scores": [None if math.isnan(score) else score for score in scores]}
+        yield json.dumps({**line, "errors": errors} if errors else line)
+        lost += [f"{place}{each.error}" for each in skipped]
+    return [f"skipped: {error}" for error in lost]
