@@ -127,12 +127,12 @@ def test_buffers_are_given_back_where_the_target_has_them(package: Packages, mon
     assert [(each.arena, each.batch_tokens) for each in (cpu, cuda)] == [("cpu:0", 512), ("gpu:0", 4096)]
     normal = memory_policy("normal", {}, TARGETS["cuda"])
     assert normal.batch_tokens == 8192 and set(normal.graphs.values()) == {GraphMemory()}
-    given: list[str | None] = []
-    monkeypatch.setattr(runtime.memory, "SessionGraph", lambda session, arena: given.append(arena))
+    given: list[tuple[str, bool]] = []
+    monkeypatch.setattr(runtime.memory, "SessionGraph", lambda session, arena, shrink: given.append((arena, shrink)))
     path = package(TINY_2B, "embedding") / DECODER
     for policy in (cuda, normal):
         policy.open_graph(path, ["CPUExecutionProvider"], 1)
-    assert given == ["gpu:0", None]
+    assert given == [("gpu:0", True), ("gpu:0", False)]
 
 
 def test_the_low_mode_releases_the_vision_encoder_after_each_picture(
