@@ -11,6 +11,7 @@ from runtime.embed_command import add_embed
 from runtime.errors import Qwen3VLError
 from runtime.plan_command import add_plan
 from runtime.rerank_command import add_rerank
+from runtime.results import give_up_standard_output, print_line
 from runtime.version import VERSION
 
 EXAMPLES = """examples:
@@ -40,7 +41,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 1 if it has complaints such as an input skipped, 2 for an error."""
+    """Run a command.
+
+    The exit code is 0, 1 if it has complaints such as an input skipped, 2 for an error, 130 after Ctrl-C.
+    """
     options = parser().parse_args(arguments)
     complaints: list[str] = []
 
@@ -51,12 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             for line in lines():
-                print(line, flush=True)
+                print_line(line)
     except Qwen3VLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("error: there is not enough memory; give fewer inputs at a time.", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader went away, as `head` does
-        sys.stderr.close()
+        give_up_standard_output()
         return 141
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)

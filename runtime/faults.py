@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from runtime.errors import NotFiniteError, OutOfMemoryError, Qwen3VLError
+from runtime.errors import NotFiniteError, OutOfMemoryError, PackageError, Qwen3VLError
 
 Errors = dict[int, Qwen3VLError]
 OPENING = "to open it; close other programs, or pass memory='low'"
@@ -12,9 +12,11 @@ LOADING = "to load its pictures and videos; pass a lower max_pixels, total_pixel
 
 @contextmanager
 def noting(errors: Errors | None, index: int) -> Iterator[None]:
-    """Note an error of the input `index` in `errors`, or raise it where that is None."""
+    """Note an error of the input `index` in `errors`, or raise it where that is None. A PackageError is no input's."""
     try:
         yield
+    except PackageError:
+        raise
     except Qwen3VLError as error:
         if errors is None:
             raise

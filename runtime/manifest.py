@@ -18,7 +18,7 @@ from types import UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from runtime.errors import PackageError
-from runtime.replacing import take_back
+from runtime.replacing import set_aside, take_back
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -214,6 +214,11 @@ def sha256_of(path: Path) -> str:
 
 
 def _not_a_package(folder: Path) -> str:
+    if not folder.exists() and set_aside(folder).exists():
+        return (
+            f"{folder} was being replaced by an export that ended too early, and what was there before cannot be put "
+            f"back from here; rename {set_aside(folder)} to {folder}, or export the package again."
+        )
     if not folder.exists():
         return f"{folder} does not exist; pass the folder that `python -m export --model ...` wrote."
     if folder.is_file():

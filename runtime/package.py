@@ -17,6 +17,7 @@ from runtime.probe import stored_weights_are_exact
 from runtime.session import default_threads, require_providers
 from runtime.target import TARGETS
 from runtime.tokens import PromptTokenizer
+from runtime.unchanged import PackageFiles
 
 OnError = Literal["raise", "skip"]
 PER_TOKEN = "int8-per-token"  # the scheme whose products some processors get wrong
@@ -66,6 +67,7 @@ def open_package(
     """
     path = Path(folder)
     manifest = Manifest.read(path)
+    files = PackageFiles(path, manifest)
     if manifest.task != task:
         kind, right = {
             "embedding": ("an embedding", "Qwen3VLEmbedder or `python -m runtime embed`"),
@@ -82,7 +84,8 @@ def open_package(
             f"this processor multiplies int8 inexactly (x86 without VNNI), so {path} gives wrong vectors here; "
             f"make the portable package: python -m export --model {manifest.source.checkpoint} --int8 --portable"
         )
-    model = Model(path, manifest, available, threads or default_threads(), policy.open_graph, policy.keep_vision)
+    open_graph = files.watched(policy.open_graph)
+    model = Model(path, manifest, available, threads or default_threads(), open_graph, policy.keep_vision)
     return Package(path, manifest, encoder, model, policy)
 
 

@@ -16,7 +16,7 @@ from runtime.cli_options import (
     with_instruction,
 )
 from runtime.encode import located
-from runtime.errors import InputError
+from runtime.errors import InputError, NotFiniteError, OutOfMemoryError
 from runtime.json_lines import read_json_lines
 from runtime.package import Skipped
 from runtime.reranker import Qwen3VLReranker
@@ -55,7 +55,7 @@ def rerank(options: argparse.Namespace) -> Lines:
                 scores = reranker.process(
                     with_instruction(request, options.instruction), on_error=options.on_error, skipped=skipped
                 )
-        except InputError as error:
+        except (InputError, OutOfMemoryError, NotFiniteError) as error:
             if options.on_error == "raise":
                 raise
             yield json.dumps({"scores": None, "error": str(error)})

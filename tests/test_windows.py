@@ -90,6 +90,24 @@ def test_an_error_in_a_stream_waits_for_its_turn(embedder: Qwen3VLEmbedder) -> N
     assert caught[0].filename == __file__
 
 
+def test_a_source_that_breaks_gives_the_rows_of_what_it_gave(embedder: Qwen3VLEmbedder) -> None:
+    def source() -> Iterator[Any]:
+        yield from TEXTS[:3]
+        yield 3
+        yield from TEXTS[3:5]
+        raise OSError("the network is gone")
+
+    rows = []
+    skipped: list[Skipped] = []
+    with pytest.raises(OSError, match="the network is gone"):
+        for row in embedder.stream(source(), on_error="skip", skipped=skipped):
+            rows.append(row)
+    assert [each.index for each in skipped] == [3]
+    assert np.abs(np.delete(np.stack(rows), 3, 0) - embedder.process(TEXTS[:5])).max() <= CLOSE
+    with pytest.raises(InputError, match=r"inputs\[3\]"):  # its turn comes first
+        list(embedder.stream(source()))
+
+
 def test_a_list_is_refused_before_anything_is_computed(
     embedder: Qwen3VLEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,84 @@
+"""Results on their way out of a command: lines on standard output, or a file that is whole or not there."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from runtime.errors import InputError
+
+
+def require_writable(output: Path) -> None:
+    """InputError where `output` cannot be written: found before the work, not after it."""
+    if output.suffix not in (".npy", ".jsonl"):
+        raise InputError(f"--output {output} ends in neither .npy nor .jsonl; choose one of them.")
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {output.parent}; create it or choose another.")
+    if output.exists() and not output.is_file():
+        raise InputError(f"--output {output} is there and is no file that can be replaced; choose another name.")
+    with _replacing(output, keep=False):
+        pass
+
+
+def write_vectors(output: Path, rows: np.ndarray, errors: Mapping[int, str]) -> None:
+    """float32 [N, D] as a .npy or .jsonl file, what is wrong with a row in its place. InputError."""
+    with _replacing(output) as file:
+        if output.suffix == ".npy":
+            np.save(file, rows)
+        else:
+            file.writelines(f"{line}\n".encode() for line in vector_lines(rows, errors))
+
+
+def vector_lines(rows: np.ndarray, errors: Mapping[int, str]) -> Iterator[str]:
+    """One JSON line a row; float32's shortest decimal form, so that reading it back gives the same number."""
+    for index, row in enumerate(rows):
+        if index in errors:
+            yield json.dumps({"index": index, "embedding": None, "error": errors[index]})
+        else:
+            numbers = ", ".join(str(number) for number in row)
+            yield f'{{"index": {index}, "embedding": [{numbers}]}}'
+
+
+def print_line(line: str) -> None:
+    """A line on standard output, and out of Python's buffer. InputError where it cannot be written."""
+    if sys.stdout is None:
+        raise InputError("standard output is closed; leave it open, or give embed an --output.")
+    try:
+        # A path may hold what a terminal's encoding, or any, has no character for.
+        text = line.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        give_up_standard_output()
+        raise InputError(f"standard output cannot be written ({error.strerror}); send it elsewhere.") from error
+
+
+def give_up_standard_output() -> None:
+    """Let Python, which empties its buffer at the end, write it to nowhere instead of failing once more."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+@contextmanager
+def _replacing(output: Path, keep: bool = True) -> Iterator[BinaryIO]:
+    """A hidden file beside `output`, of this process alone, that takes its place in the end or goes away."""
+    target = output.resolve()  # what a link leads to is replaced, not the link
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        try:
+            with partial.open("wb") as file:
+                yield file
+            if keep:
+                partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"--output {output} cannot be written ({reason}); choose another place.") from error
