@@ -9,14 +9,13 @@ from functools import partial
 from typing import Any
 
 from runtime.cli_options import Lines, add_budgets, add_command, add_resources, budgets
-from runtime.errors import MediaError
+from runtime.errors import MediaError, PackageError
 from runtime.manifest import Manifest
 from runtime.memory import memory_policy
 from runtime.package import open_encoder, require_positive
 from runtime.plan import Planned, Planner, Setting, measure
 from runtime.plan_report import facts, size, table
 from runtime.session import default_threads, require_providers
-from runtime.target import TARGETS
 from runtime.workload import VIDEO_FPS, Outline, Workload, picture_workload, text_workload, video_workload
 
 SHORT_TEXT, LONG_TEXT = "32", "1024"
@@ -72,7 +71,12 @@ def plan(options: argparse.Namespace) -> Lines:
 
 def _setting(options: argparse.Namespace) -> Setting:
     manifest = Manifest.read(options.package)
-    policy = memory_policy(options.memory, manifest.matrices, TARGETS[manifest.target])
+    if manifest.target != "cpu":
+        raise PackageError(
+            f"{options.package} was made for {manifest.target}, a plan knows calls and memory of the CPU only; "
+            f"measure instead: python -m runtime bench {options.package}"
+        )
+    policy = memory_policy(options.memory, manifest.matrices)
     for name in ("threads", "batch_tokens"):
         if getattr(options, name) is not None:
             require_positive(name, getattr(options, name))

@@ -13,8 +13,8 @@ PER_TOKEN = "int8-per-token"
 BLOCKS = re.compile(r"int(\d)-block(\d+)-(a?)symmetric")
 TWO_LEVELS = re.compile(r"int4-two-level-block(\d+)")
 FLOAT_BYTES = 4
-# Bytes that are made of a 4-bit weight before it is multiplied, and of two matrices (gate, up) at once.
-UNPACKED, TOGETHER = 5.5, 2
+# Bytes held at once of a 4-bit weight while it becomes an int8 one, a matrix at a time. Measured.
+UNPACKED = 2.5
 # Where onnxruntime stores int8 weights as uint8 (`runtime.probe.let_weights_become_uint8`): the new weights are held
 # twice, or once beside the prepacked ones. Measured at matrices of 1 to 4 MB.
 COPIES, COPIES_PREPACKED = 1.7, 1.9
@@ -53,7 +53,7 @@ def unpacking_bytes(manifest: Manifest) -> int:
         for name, scheme in manifest.matrices.items()
         if TWO_LEVELS.fullmatch(scheme)
     ]
-    return int(UNPACKED * TOGETHER * max((size * width for size, width in shapes), default=0))
+    return int(UNPACKED * max((size * width for size, width in shapes), default=0))
 
 
 def table_bytes(manifest: Manifest) -> int:

@@ -77,10 +77,10 @@ def test_two_levels_stay_mapped_and_take_room_while_they_are_unpacked(package: P
         found = graph_weights(manifest, DECODER, memory, copied=True)
         assert found.anonymous == 0 < found.mapped
     widest = manifest.text.intermediate_size * manifest.text.hidden_size
-    assert unpacking_bytes(manifest) == 11 * widest
+    assert unpacking_bytes(manifest) == 2.5 * widest
     floats = Manifest.read(package(TINY_2B, "embedding"))
     more, less = (parts(footprint(each, "low"), Work(1, 16, 16)) for each in (manifest, floats))
-    assert more["buffers of the decoder"] - less["buffers of the decoder"] == 11 * widest
+    assert more["buffers of the decoder"] - less["buffers of the decoder"] == 2.5 * widest
     assert unpacking_bytes(Manifest.read(package(TINY_2B, "embedding", "int8"))) == 0
 
 

@@ -184,6 +184,16 @@ def test_arguments_that_make_no_sense_are_named(run: Run, folder: Path, tmp_path
         assert err.startswith(f"error: {message}") and err.count("\n") == 1
 
 
+def test_a_package_for_another_target_is_measured_not_planned(run: Run, cuda_package: Callable[..., Path]) -> None:
+    folder = cuda_package(TINY_2B, "embedding")
+    code, out, err = run(folder)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: {folder} was made for cuda, a plan knows calls and memory of the CPU only; "
+        f"measure instead: python -m runtime bench {folder}\n"
+    )
+
+
 @pytest.mark.parametrize("amount", ["4", "GB", "-1GB", "0GB", "4TB", "many"])
 def test_what_is_no_amount_of_memory_is_refused(run: Run, folder: Path, amount: str) -> None:
     with pytest.raises(SystemExit) as caught:
