@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,14 @@ print(left)
 """
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """SIGINT arrives, here and in what is started: a shell lets processes in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("task", ["embedding", "reranker"])
 def test_the_model_stays_usable(package: Callable[..., Path], task: str) -> None:
     command = [sys.executable, "-c", LIBRARY, package(TINY_2B, task), task, str(MOMENTS)]
@@ -73,7 +81,7 @@ def test_a_run_is_stopped_in_the_middle() -> None:
 
     def run() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        stopped.wait()
+        stopped.wait(timeout=60)
 
     with pytest.raises(KeyboardInterrupt):
         interruptible(run, stopped.set)
