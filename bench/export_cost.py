@@ -1,15 +1,16 @@
 """What an export costs at the true 2B and 8B shapes with random weights, a Markdown row a case against its target.
 
-    python bench/export_cost.py FOLDER [--shape 2b] [--precision int8 int4] [--calibrate none builtin]
+    python bench/export_cost.py FOLDER [--shape 2b] [--precision int8 int4] [--calibrate none builtin] [--json FILE]
 
 Writes the checkpoint into FOLDER where it is not there yet; each package is removed after its row. `--layers 8` makes a
-checkpoint with fewer decoder layers: 8B in float32 needs 50 GB of disk.
+checkpoint with fewer decoder layers: 8B in float32 needs 50 GB of disk. `--json` adds the rows to those of a file.
 """
 
 import argparse
+import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from process_cost import ROOT, Cost, run
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--calibrate", nargs="+", default=["none", "builtin"], help="none, builtin or a folder")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     path = checkpoint(options.folder, options.shape, options.layers)
     package = options.folder / f"{path.name}-package"
@@ -71,6 +73,15 @@ def main() -> None:
             if cost.status:
                 raise SystemExit(f"{precision} with calibration {calibration} failed with status {cost.status}")
             print(row((options.shape, precision, Path(calibration).name), cost), flush=True)
+            if options.json:
+                weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+                fact = {"shape": options.shape, "precision": precision, "calibration": calibration, "bytes": weights}
+                _add(options.json, fact | asdict(cost))
+
+
+def _add(file: Path, row: dict[str, object]) -> None:
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    file.write_text(json.dumps([*rows, row], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -59,10 +59,15 @@ class Peaks(threading.Thread):
 
 
 def measure(
-    package: Path, mode: str, stages: Sequence[tuple[str, object]], worker: str = "bench.memory_worker"
+    package: Path,
+    mode: str,
+    stages: Sequence[tuple[str, object]],
+    worker: str = "bench.memory_worker",
+    threads: int | None = None,
 ) -> list[Stage]:
     """Every stage in one process, opening the package first (of which `vector` is empty)."""
     command = [sys.executable, "-W", "ignore", "-m", worker, str(time.time()), str(package), mode]
+    command += [str(threads)] if threads else []
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin is not None and child.stdout is not None
     peaks = Peaks(child.pid)

@@ -1,7 +1,8 @@
 """Child of the memory benchmark: opens a package, embeds, and says on stdout when each stage is over.
 
-`python -m bench.memory_worker STARTED PACKAGE MODE` (STARTED: the clock when the process was started). A line on stdin
-is a stage, `["text", TOKENS]` or `["picture", TOKENS]` of random content; the driver then reads the memory.
+`python -m bench.memory_worker STARTED PACKAGE MODE [THREADS]` (STARTED: the clock when the process was started). A line
+on stdin is a stage of random content, `["text", TOKENS]`, `["batch", TEXTS]` of BATCH_TOKENS tokens each or
+`["picture", TOKENS]`; the driver then reads the memory.
 """
 
 import json
@@ -18,13 +19,23 @@ from runtime.encode import TokenSequence
 from runtime.image import Visual
 
 MERGE = 2
+BATCH_TOKENS = 128
 
 
 def text(embedder: Qwen3VLEmbedder, tokens: int) -> np.ndarray:
     """The vector of that many random tokens, float32 [1, D]."""
-    ids = np.random.default_rng(0).integers(0, 150_000, tokens)
-    prompt = Prompt(TokenSequence(ids, np.zeros(tokens, np.bool_), ()))
-    return embedder.package.model.pooled([prompt], embedder.batch_tokens)
+    return _texts(embedder, 1, tokens)
+
+
+def batch(embedder: Qwen3VLEmbedder, count: int) -> np.ndarray:
+    """The vectors of that many texts, float32 [count, D]."""
+    return _texts(embedder, count, BATCH_TOKENS)
+
+
+def _texts(embedder: Qwen3VLEmbedder, count: int, tokens: int) -> np.ndarray:
+    ids = np.random.default_rng(0).integers(0, 150_000, (count, tokens))
+    prompts = [Prompt(TokenSequence(each, np.zeros(tokens, np.bool_), ())) for each in ids]
+    return embedder.package.model.pooled(prompts, embedder.batch_tokens)
 
 
 def picture(embedder: Qwen3VLEmbedder, tokens: int) -> np.ndarray:
@@ -41,14 +52,15 @@ def picture(embedder: Qwen3VLEmbedder, tokens: int) -> np.ndarray:
     return model.pooled([prompt], embedder.batch_tokens)
 
 
-STAGES: dict[str, Callable[[Qwen3VLEmbedder, int], np.ndarray]] = {"text": text, "picture": picture}
+STAGES: dict[str, Callable[[Qwen3VLEmbedder, int], np.ndarray]] = {"text": text, "batch": batch, "picture": picture}
 
 
 def main() -> None:
     """Stages as the driver asks for them."""
     started = float(sys.argv[1])
     reply = reply_channel()
-    embedder = Qwen3VLEmbedder(sys.argv[2], memory=sys.argv[3])  # type: ignore[arg-type]
+    threads = int(sys.argv[4]) if len(sys.argv) > 4 else None
+    embedder = Qwen3VLEmbedder(sys.argv[2], memory=sys.argv[3], threads=threads)  # type: ignore[arg-type]
     reply({"stage": "open", "seconds": time.time() - started})
     for line in sys.stdin:
         name, tokens = json.loads(line)

@@ -15,9 +15,11 @@ from bench.speed_package import open_model, prepare
 from runtime.graph import SessionGraph
 from runtime.session import open_session
 
+Times = dict[str, tuple[dict[str, float], Counter[str]]]
 
-def operator_shares(folder: Path, case: Case, threads: int) -> str:
-    """A Markdown table for the second run of `case`: milliseconds and share by operator, vision and decoder apart."""
+
+def operator_times(folder: Path, case: Case, threads: int) -> Times:
+    """Of the second run of `case`, for vision and decoder: milliseconds and number of nodes by operator."""
     opened: list[tuple[str, onnxruntime.InferenceSession]] = []
     with TemporaryDirectory(ignore_cleanup_errors=True) as written:
 
@@ -39,9 +41,15 @@ def operator_shares(folder: Path, case: Case, threads: int) -> str:
         run()
         profiles = {name: Path(session.end_profiling()) for name, session in opened}
         times = {name: last_run(json.loads(path.read_text(encoding="utf-8"))) for name, path in profiles.items()}
-    lines = [f"| {case.name} | operator | nodes | ms | share |", "| --- | --- | --- | --- | --- |"]
     if not any(nodes for _, nodes in times.values()):
         raise RuntimeError(f"onnxruntime profiled no run of {folder}; the sessions were not opened for profiling.")
+    return times
+
+
+def operator_shares(folder: Path, case: Case, threads: int) -> str:
+    """A Markdown table of `operator_times` with the share of each operator."""
+    times = operator_times(folder, case, threads)
+    lines = [f"| {case.name} | operator | nodes | ms | share |", "| --- | --- | --- | --- | --- |"]
     for name, (milliseconds, nodes) in times.items():
         total = sum(milliseconds.values())
         for operator, spent in sorted(milliseconds.items(), key=lambda item: -item[1]):

@@ -4,8 +4,9 @@
         --group int8,portable,torch-bf16 --rounds 7 --json FILE
 
 Peers: every name given with --package; torch-bf16, torch-fp32 (--checkpoint); openvino-int8, openvino-int4 and the
-same with -f32 for float32 arithmetic (--openvino, the folder of bench.speed_openvino_export). All peers of a group are
-in memory at once, each in a process of its own. A first, untimed round warms up.
+same with -f32 for float32 arithmetic (--openvino, the folder of bench.speed_openvino_export); llama-q8_0, llama-q4_0
+(--llama, the folder of bench.speed_llama_export; text only). All peers of a group are in memory at once, each in a
+process of its own. A first, untimed round warms up.
 """
 
 import argparse
@@ -48,17 +49,17 @@ def run_group(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
     packages = dict(each.split("=", 1) for each in options.package)
     python, threads = options.peer_python, options.threads
     setting = PeerOptions({name: Path(path) for name, path in packages.items()}, options.checkpoint,
-                          options.openvino, python, threads)  # fmt: skip
+                          options.openvino, options.llama, python, threads)  # fmt: skip
     peers: list[Peer] = []
     try:
         for name in names:
             peers.append(start_peer(name, setting))
             print(f"{name}: {', '.join(f'{key} {value}' for key, value in peers[-1].facts.items())}", flush=True)
         timings = measure(peers, options.cases, options.rounds)
+        print(format_table(timings, names[0]), flush=True)
     finally:
         for peer in peers:
             peer.stop()
-    print(format_table(timings, names[0]), flush=True)
     return {"peers": {peer.name: peer.facts for peer in peers}, "timings": [asdict(timing) for timing in timings]}
 
 
@@ -72,7 +73,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--openvino", type=Path, metavar="FOLDER")
-    parser.add_argument("--peer-python", type=Path, help="interpreter of the environment with torch and openvino")
+    parser.add_argument("--llama", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--peer-python", type=Path, help="interpreter of the environment with torch, openvino, llama.cpp"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", action="store_true", help="time per operator of the first package, no peers")
     options = parser.parse_args()

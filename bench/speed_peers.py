@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-STOP_SECONDS = 60
+STOP_SECONDS = 20
 TORCH_TYPES = {"torch-bf16": "bfloat16", "torch-fp32": "float32"}
 
 
@@ -24,6 +24,7 @@ class PeerOptions:
     packages: Mapping[str, Path]
     checkpoint: Path | None
     openvino: Path | None
+    llama: Path | None
     python: Path | None
     threads: int
 
@@ -49,8 +50,11 @@ class Peer:
         return answer["seconds"], output.reshape(answer["rows"], -1)
 
     def stop(self) -> None:
-        """Let it end by itself: its stdin closes."""
-        self._process.communicate(timeout=STOP_SECONDS)
+        """Let it end by itself: its stdin closes. One that takes long to give back its memory is killed."""
+        try:
+            self._process.communicate(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
@@ -68,6 +72,11 @@ def start_peer(name: str, options: PeerOptions) -> Peer:
         command = [sys.executable, "-m", "bench.speed_package", str(options.packages[name].resolve()), threads]
         return Peer(name, command, options.threads)
     kind, _, variant = name.partition("-")
+    if kind == "llama":
+        if options.llama is None:
+            raise SystemExit(f"{name} needs --llama.")
+        file = options.llama.resolve() / f"{variant}.gguf"
+        return Peer(name, [other, "-m", "bench.speed_llama", str(file), threads], options.threads)
     if kind not in ("torch", "openvino") or (kind == "torch" and name not in TORCH_TYPES):
         raise SystemExit(f"{name} is no --package and no known peer; see --help.")
     if options.checkpoint is None or (kind == "openvino" and options.openvino is None):

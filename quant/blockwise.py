@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from quant.kernels import CPU, NUMPY_DTYPES, Kernels
-from quant.schemes import GraphBuilder, Linear, Matrix, Value, add_bias, cast, float_weight
+from quant.schemes import GraphBuilder, Linear, Matrix, Value, add_bias, cast, float_weight, not_finite
 from runtime.session import default_threads
 
 # Scales tried by the weighted search, as parts of the one that covers the whole range of a block; a wider one can
@@ -86,7 +86,14 @@ class Blockwise:
 
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """One MatMulNBits a layer: x [..., K] goes in as it is."""
-        return [self._product(graph, x, layer) for layer in layers]
+        products = [self._product(graph, x, layer) for layer in layers]
+        if not self.kernels.accuracy_level:
+            return products
+        lost = not_finite(graph, x)  # [..., 1]
+        return [
+            product if layer.scale_free else graph.op("Add", product, lost)
+            for product, layer in zip(products, layers, strict=True)
+        ]
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
         """Not for tables."""
@@ -94,7 +101,7 @@ class Blockwise:
 
     def _searched(self, blocks: np.ndarray, scales: np.ndarray, low: np.ndarray, weights: np.ndarray | None) -> Blocks:
         """Codes for the whole range, or for the multiple of it with the least weighted square error."""
-        best = self._rounded(blocks, scales, low)
+        best = self._rounded(blocks, scales.copy(), low)  # what is found replaces these, the whole range stays
         if weights is None:
             return best
         least = self._error(blocks, best, weights)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.schemes import GraphBuilder, Linear, Matrix, Value
+from quant.schemes import GraphBuilder, Linear, Matrix, Value, not_finite
 
 LARGEST = 127
 ZERO_POINT = 128  # of the activations; int8 × int8 is far slower on x86
@@ -77,6 +77,7 @@ def token_products(
     # Both ends are read faster than |x| is written.
     lowest = graph.op("Neg", graph.op("ReduceMin", x, axis))
     largest = graph.op("Max", graph.op("ReduceMax", x, axis), lowest, smallest)  # [..., 1]
+    largest = graph.op("Add", largest, not_finite(graph, x))
     step = graph.constant(np.array(1 / LARGEST, np.float32))
     zero = graph.constant(np.array(ZERO_POINT, np.uint8))
     codes = graph.op("QuantizeLinear", graph.op("Div", x, largest), step, zero)  # uint8 [..., K]

@@ -94,6 +94,15 @@ def add_bias(graph: GraphBuilder, y: Value, bias: Matrix, kernels: Kernels) -> V
     return graph.op("Add", y, float_weight(graph, bias, bias.shape[:1], kernels))
 
 
+def not_finite(graph: GraphBuilder, x: Value) -> Value:
+    """0 for each row of x [..., K], NaN where one of its numbers is not finite → [..., 1].
+
+    A kernel that rounds its activations to integers makes numbers of NaN. Added to what it gives, this keeps them.
+    """
+    total = graph.op("ReduceSum", x, graph.constant(np.array([-1], np.int64)))
+    return graph.op("Mul", total, graph.constant(np.array(0, np.float32)))
+
+
 @dataclass(frozen=True)
 class Float:
     """Plain [N, K] in the checkpoint's own orientation: rows stream through without a transposed copy."""

@@ -24,6 +24,7 @@ from runtime.session import default_threads
 
 TOP = 15  # the largest code
 INT8 = 3  # onnx.TensorProto.INT8
+TIES_UP = 1e-3  # what makes a half more than a half; -1 becomes 0 by saturation
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class TwoLevel:
             yield quantised.levels.offsets.T.astype(np.uint8)
 
         both = graph.weight(matrix.name, "uint8", (width // 2, size), packed)
-        upper = graph.op("BitShift", both, graph.constant(np.array(4, np.uint8)), direction="RIGHT")
+        upper = upper_half(graph, both)
         # Two operators that onnxruntime vectorises take a third of the time of BitwiseAnd.
         lower = graph.op("Sub", both, graph.op("Mul", upper, graph.constant(np.array(TOP + 1, np.uint8))))
         codes = graph.op("Concat", lower, upper, axis=0)  # [K,N]
@@ -159,6 +160,15 @@ class _Quantised:
     def levels(self) -> Levels:
         """As `TwoLevel.quantize`."""
         return _joined([self._scheme.quantize(rows, self._matrix.importance) for rows in self._matrix.blocks()])
+
+
+def upper_half(graph: GraphBuilder, both: Value) -> Value:
+    """uint8 [...] // 16, as round((both - 8) / 16) with ties upwards: onnxruntime vectorises this, not BitShift."""
+    part = graph.constant(np.array((1 + TIES_UP) / (TOP + 1), np.float32))
+    one, one_zero = graph.constant(np.array(1, np.float32)), graph.constant(np.array(0, np.uint8))
+    middle, factor = graph.constant(np.array((TOP + 1) // 2, np.uint8)), graph.constant(np.array([1], np.uint8))
+    inputs = both, part, middle, factor, one, one_zero, one, one_zero
+    return graph.op("QLinearMul", *inputs, domain="com.microsoft")
 
 
 def _rounded(units: np.ndarray, multipliers: np.ndarray, offsets: np.ndarray) -> np.ndarray:

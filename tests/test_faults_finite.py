@@ -11,19 +11,20 @@ import pytest
 from onnx_files import external, load, weights
 from PIL import Image
 from qwen_tokenizer import Task
-from random_checkpoint import TINY_2B, Shape
+from random_checkpoint import TINY_2B
 
 from runtime import NotFiniteError, Qwen3VLEmbedder, Qwen3VLReranker, Skipped
 from runtime.cli import main
 from runtime.manifest import DECODER, VISION
 
-Packages = Callable[[Shape, Task], Path]
+Packages = Callable[..., Path]
 CLOSE = 1e-6
 DAMAGED = "horse"
 PICTURE = {"image": Image.effect_noise((64, 64), 50).convert("RGB")}
 # What all begin with is computed once; then come several packs, the damaged one in the middle of the first.
 TEXTS = [{"text": "stone " * 60 + end} for end in ("a", f"the {DAMAGED} b", "c d e", "f " * 30, "g " * 31, "h")]
 BAD = 1
+WITHIN = 5  # a row where a NaN meets vectorised code
 RESULT = "the result is not finite; check the package with python -m runtime check."
 IN_VISION = "a picture's result in the vision encoder is not finite; check the package with python -m runtime check."
 
@@ -43,11 +44,16 @@ def damage(package: Packages, tmp_path: Path) -> Callable[..., Path]:
     """`damage("embedding", name, graph, row)`: a copy of that package with a NaN in it."""
 
     def make(task: Task, *where: Any) -> Path:
-        folder = Path(shutil.copytree(package(TINY_2B, task), tmp_path / "package"))
-        write_nan(folder, *where)
-        return folder
+        return damaged(package(TINY_2B, task), tmp_path / "package", *where)
 
     return make
+
+
+def damaged(package: Path, folder: Path, *where: Any) -> Path:
+    """A copy of a package in `folder`, with `write_nan` there."""
+    shutil.copytree(package, folder)
+    write_nan(folder, *where)
+    return folder
 
 
 @pytest.fixture
@@ -123,6 +129,26 @@ def test_pictures_are_named_and_texts_go_on(package: Packages, damage: Callable[
     assert [(each.index, str(each.error)) for each in skipped] == [(n, f"inputs[{n}]: {IN_VISION}") for n in (1, 2)]
     assert np.isnan(rows).all(axis=1).tolist() == [False, True, True, False]
     assert np.abs(rows[[0, 3]] - expected[[0, 3]]).max() <= CLOSE
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-portable", "int4", "int4-portable"])
+def test_a_nan_is_never_rounded_to_a_number(package: Packages, tmp_path: Path, precision: str) -> None:
+    whole = package(TINY_2B, "embedding", precision)
+    layer, block = "model.language_model.layers.1", "model.visual.blocks.1"
+    norms = [f"{layer}.{name}.weight" for name in ("input_layernorm", "self_attn.q_norm", "post_attention_layernorm")]
+    products = [f"{layer}.self_attn.{name}_proj.weight" for name in "vo"]
+    products += [f"{layer}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+    for name in [*norms, *[f"{each}:scales" for each in products]]:
+        with pytest.raises(NotFiniteError, match=r"^inputs\[0\]: the result is not finite"):
+            Qwen3VLEmbedder(damaged(whole, tmp_path / name, name, DECODER, WITHIN)).process(TEXTS[:1])
+    for name in (
+        "norm1.weight",
+        "attn.qkv.weight[v]:scales",
+        "attn.proj.weight:scales",
+        "mlp.linear_fc1.weight:scales",
+    ):
+        with pytest.raises(NotFiniteError, match=r"^inputs\[0\]: a picture's result"):
+            Qwen3VLEmbedder(damaged(whole, tmp_path / name, f"{block}.{name}", VISION, WITHIN)).process([PICTURE])
 
 
 def test_a_query_s_picture_is_never_skipped(damage: Callable[..., Path]) -> None:
