@@ -25,7 +25,7 @@ LENGTHS = (128, 512, 2048, 8192, 32768)
 BATCHES = (1, 2, 4, 8, 16)
 PICTURES = (64, 256, 576, 1024, 1800)
 ONE_THREAD = {"text": 2048, "batch": 4, "picture": 256}  # the largest size that is measured with one thread
-PROFILED = ("text-4x128", "picture-1024")
+PROFILED = ("text-4x128", "vision-1024")  # each in one call: a profile is of the last one
 PRODUCT, PER_TOKEN = "MatMulIntegerToFloat", "int8-per-token"
 ONCE = 30.0  # a stage that took this many seconds is not run again
 

@@ -77,7 +77,7 @@ def exports(rows: Sequence[Row], folder: Path) -> None:
             if chosen:
                 left.plot(sizes, [row["wall"] for row in chosen], marker="o", label=label)
                 right.plot(sizes, [row["resident"] / GIGA for row in chosen], marker="o", label=label)
-    left.set(xlabel="checkpoint, GB", ylabel="seconds", yscale="log")
+    left.set(xlabel="checkpoint, GB", ylabel="seconds", ylim=(0, None))
     right.set(xlabel="checkpoint, GB", ylabel="peak resident, GB", ylim=(0, None))
     left.legend(fontsize="small")
     save(figure, folder, "export")
