@@ -63,10 +63,7 @@ class Calibration:
 def load_samples(blueprint: Blueprint, source: str) -> tuple[Sample, ...]:
     """The built-in samples, or those of the folder `source`, through the task's own prompts. Raises InputError."""
     items = builtin_items() if source == BUILTIN else items_from(Path(source))
-    vision = blueprint.config.vision
-    patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
-    tokenizer = PromptTokenizer(blueprint.folder / TOKENIZER, blueprint.tokenizer.tokens)
-    encoder = Encoder(tokenizer, patch, EncodeOptions(**asdict(blueprint.defaults)))
+    encoder = blueprint_encoder(blueprint)
     prompts = [sample_prompt(encoder, blueprint.task, item, f"sample {number}") for number, item in enumerate(items)]
     text = sum(int((~prompt.sequence.is_visual).sum()) for prompt in prompts)
     visual = sum(int(prompt.sequence.is_visual.sum()) for prompt in prompts)
@@ -74,6 +71,14 @@ def load_samples(blueprint: Blueprint, source: str) -> tuple[Sample, ...]:
         Sample(prompt.sequence, prompt.visuals, _token_weight(prompt.sequence.is_visual, text, visual))
         for prompt in prompts
     )
+
+
+def blueprint_encoder(blueprint: Blueprint) -> Encoder:
+    """The encoder that the package will have."""
+    vision = blueprint.config.vision
+    patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+    tokenizer = PromptTokenizer(blueprint.folder / TOKENIZER, blueprint.tokenizer.tokens)
+    return Encoder(tokenizer, patch, EncodeOptions(**asdict(blueprint.defaults)))
 
 
 def calibrate(

@@ -64,6 +64,13 @@ def parser() -> argparse.ArgumentParser:
         f"{BUILTIN} (default: texts in twelve languages and drawn pictures) or {NONE}",
     )
     parser.add_argument(
+        "--golden",
+        default=BUILTIN,
+        choices=(BUILTIN, NONE),
+        help="inputs whose results are kept in the package for `python -m runtime verify`\n"
+        f"(default: {BUILTIN}; {NONE} saves a pass through the float model)",
+    )
+    parser.add_argument(
         "--min-cosine", type=float, metavar="C", help="refuse a package whose mean cosine to float32 is below C"
     )
     parser.add_argument(
@@ -125,6 +132,7 @@ def _run(options: argparse.Namespace) -> int:
         options.calibrate,
         options.block,
         options.min_cosine,
+        options.golden,
     )
     with tqdm(unit_scale=True, disable=None) as progress:
 

@@ -12,6 +12,7 @@ from export.checkpoint import Checkpoint
 from export.decoder import build_decoder
 from export.folder import partial_folder, put_in_place, require_free_output
 from export.folds import make_plan
+from export.golden import make_golden
 from export.graph import Graph
 from export.layer_graphs import LayerGraphs
 from export.layerwise import num_steps
@@ -24,6 +25,7 @@ from runtime.manifest import (
     DECODER,
     DECODER_UINT8,
     FORMAT_VERSION,
+    GOLDEN,
     TOKENIZER,
     VISION,
     Loss,
@@ -34,6 +36,8 @@ from runtime.manifest import (
 )
 from runtime.version import VERSION
 
+FLOAT = "fp32"
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -41,7 +45,8 @@ class ExportOptions:
 
     `precision` is one that quant/kernels.py lists for the `target`.
     `calibrate`: BUILTIN, NONE or a folder of samples, for the quantised precisions; `min_cosine` refuses a package
-    whose mean cosine to float32 on these samples is lower.
+    whose mean cosine to float32 on these samples is lower. `golden`: BUILTIN, or NONE for a package without golden
+    inputs.
     """
 
     name: str
@@ -53,6 +58,7 @@ class ExportOptions:
     calibrate: str = BUILTIN
     block: int | None = None
     min_cosine: float | None = None
+    golden: str = BUILTIN
 
 
 @dataclass(frozen=True)
@@ -122,12 +128,20 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
                 files=tuple(describe_file(partial / name) for name in [*names, TOKENIZER]),
                 calibration=calibration.record if calibration else None,
             )
+            written = {graph.name: graph for graph in graphs}
+            package = LayerGraphs(checkpoint, blueprint.config, partial, plan.in_float32(), written)
             if calibration:
                 reporter.start(num_steps(blueprint.config), "measuring the loss", "layer")
-                written = {graph.name: graph for graph in graphs}
-                package = LayerGraphs(checkpoint, blueprint.config, partial, plan.in_float32(), written)
                 found = measure(blueprint, package, calibration.samples, reporter.advance)
                 manifest = replace(manifest, loss=_loss(calibration, found, options, reporter.say))
+            if options.golden != NONE:
+                exact = None if options.precision == FLOAT else LayerGraphs(checkpoint, blueprint.config, partial)
+                own = package if options.target == "cpu" else None
+                passes = sum(graphs is not None for graphs in (exact, own))
+                reporter.start(passes * num_steps(blueprint.config), "golden inputs", "layer")
+                make_golden(blueprint, exact, own, reporter.advance).write(partial)
+                files = (*manifest.files, describe_file(partial / GOLDEN))
+                manifest = replace(manifest, files=files, golden=options.golden)
             manifest = manifest.sealed()
             manifest.write(partial)
             require_free_output(output, options.force)  # it may have appeared meanwhile

@@ -125,7 +125,7 @@ def _landscape(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _chart(size: tuple[int, int]) -> Image.Image:
+def draw_chart(size: tuple[int, int]) -> Image.Image:
     """A bar chart with an axis."""
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
@@ -137,4 +137,4 @@ def _chart(size: tuple[int, int]) -> Image.Image:
     return picture
 
 
-_DRAWINGS = (_landscape, _screenshot, _shapes, _chart)
+_DRAWINGS = (_landscape, _screenshot, _shapes, draw_chart)

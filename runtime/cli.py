@@ -12,6 +12,7 @@ from runtime.errors import Qwen3VLError
 from runtime.plan_command import add_plan
 from runtime.rerank_command import add_rerank
 from runtime.results import give_up_standard_output, print_line
+from runtime.verify_command import add_verify
 from runtime.version import VERSION
 
 EXAMPLES = """examples:
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   python -m runtime plan PACKAGE --image 4000x3000 --video 30s@1280x720 --ram 4GB
   python -m runtime bench PACKAGE --quick --json machine.json
   python -m runtime check PACKAGE
+  python -m runtime verify PACKAGE
 """
 
 
@@ -35,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qwen3vl-edge {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add_command in (add_embed, add_rerank, add_plan, add_bench, add_check):
+    for add_command in (add_embed, add_rerank, add_plan, add_bench, add_check, add_verify):
         add_command(commands)
     return parser
 

@@ -6,6 +6,7 @@ package/
 ├── decoder.uint8.onnx   where decoder.onnx unpacks 4-bit weights: the same for processors without VNNI, same weights
 ├── vision.onnx          patches to visual tokens, DeepStack    vision.onnx.data    its weights
 ├── tokenizer.json       the checkpoint's own tokenizer, untouched
+├── golden.json          optional: a few inputs and what they give (runtime/golden.py)
 └── verify.json          optional: what `python -m export --verify` measured
 """
 
@@ -23,6 +24,7 @@ from runtime.replacing import set_aside, take_back
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 DECODER, VISION, TOKENIZER, VERIFY = "decoder.onnx", "vision.onnx", "tokenizer.json", "verify.json"
+GOLDEN = "golden.json"
 # In packages whose DECODER unpacks 4-bit weights: the same on uint8 products, for processors that saturate int8 ones.
 DECODER_UINT8 = "decoder.uint8.onnx"
 HASH_CHUNK = 4 * 2**20
@@ -149,6 +151,7 @@ class Manifest:
     files: tuple[PackageFile, ...]
     calibration: CalibrationRecord | None = None
     loss: Loss | None = None
+    golden: str = "none"
     fingerprint: str = ""
 
     def sealed(self) -> Self:

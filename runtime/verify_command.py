@@ -1,0 +1,51 @@
+"""`python -m runtime verify`: whether a package gives on this machine what it gave where it was made."""
+
+import argparse
+from typing import Any
+
+from runtime.cli_options import Lines, add_command, add_resources
+from runtime.embedder import Qwen3VLEmbedder
+from runtime.golden import Agreement, Golden, agreements, golden_results
+from runtime.machine import machine_facts
+from runtime.manifest import Manifest
+from runtime.reranker import Qwen3VLReranker
+
+MODELS = {"embedding": Qwen3VLEmbedder, "reranker": Qwen3VLReranker}
+
+
+def add_verify(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    command = add_command(
+        commands, "verify", verify, "compute a package's golden inputs and compare with what it gave when it was made"
+    )
+    add_resources(command)
+
+
+def verify(options: argparse.Namespace) -> Lines:
+    """A line an input and one about all; complaints for inputs that fail. Raises PackageError."""
+    manifest = Manifest.read(options.package)
+    manifest.check(options.package)
+    golden = Golden.read(options.package, manifest)
+    here = machine_facts()["instructions"]
+    yield f"made with {golden.instructions}"
+    yield f"here      {here}"
+    model = MODELS[manifest.task](
+        options.package, batch_tokens=options.batch_tokens, threads=options.threads, memory=options.memory
+    )
+    found = golden_results(model, golden)
+    results = agreements(golden, found, manifest.precision, here)
+    yield from map(_line, results)
+    failed = [each for each in results if not each.passed]
+    if failed:
+        return [
+            f"{options.package} does not give here what it gave where it was made ({len(failed)} of {len(results)} "
+            "inputs); do not use it here, and report this output."
+        ]
+    yield f"{options.package} passes: {manifest.name}, {manifest.precision} for {manifest.target}"
+    return []
+
+
+def _line(each: Agreement) -> str:
+    kind, sign = ("cosine", "≥") if each.is_cosine else ("difference", "≤")
+    verdict = "pass" if each.passed else "FAIL"
+    return f"{verdict}  {kind} {each.value:.7f} to {each.against} ({sign} {each.bound:g})  {each.name}"

@@ -1,0 +1,133 @@
+"""Golden inputs: what an export keeps of them, and that `python -m runtime verify` tells a good package from a bad one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exports import PLAIN
+from onnx_files import external, load, weights
+from qwen_tokenizer import Task
+from random_checkpoint import TINY_2B
+
+from export.package import export_package
+from runtime import PackageError, Qwen3VLEmbedder
+from runtime.cli import main
+from runtime.golden import Golden, agreements
+from runtime.manifest import DECODER, GOLDEN, PackageFile, Manifest, describe_file
+
+Packages = Callable[..., Path]
+PRECISIONS = ["fp32", "int8", "int8-portable", "int4", "int4-portable"]
+
+
+def read(folder: Path) -> Golden:
+    return Golden.read(folder, Manifest.read(folder))
+
+
+def reseal(folder: Path, name: str) -> None:
+    """Let the manifest describe a file as it is now: only results can tell the difference then."""
+    manifest = Manifest.read(folder)
+    files: tuple[PackageFile, ...] = tuple(
+        describe_file(folder / name) if file.name == name else file for file in manifest.files
+    )
+    replace(manifest, files=files).sealed().write(folder)
+
+
+@pytest.fixture
+def copy(package: Packages, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(package(TINY_2B, "embedding", "int8"), tmp_path / "package"))
+
+
+@pytest.mark.parametrize("task", ["embedding", "reranker"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("memory", ["normal", "low"])
+def test_a_package_gives_what_it_gave(
+    package: Packages, task: Task, precision: str, memory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = package(TINY_2B, task, precision)
+    assert main(["verify", str(folder), "--memory", memory]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.count("pass  ") == 4 and "FAIL" not in out
+    assert out.splitlines()[-1].startswith(f"{folder} passes: tiny, {precision} for cpu")
+
+
+def test_both_results_are_kept(package: Packages) -> None:
+    """The float32 graph's and the package's own, which differ by what quantisation costs."""
+    exact, coarse = read(package(TINY_2B, "embedding")), read(package(TINY_2B, "embedding", "int8"))
+    assert coarse.package is not None and exact.package is not None
+    assert exact.inputs == coarse.inputs and len(exact.inputs) == 4
+    assert np.abs(exact.float32 - coarse.float32).max() < 1e-5
+    assert np.array_equal(exact.float32, exact.package)
+    cosines = (coarse.float32 * coarse.package).sum(axis=1)
+    assert 0.9 < cosines.min() and cosines.max() < 0.99999
+    found = Qwen3VLEmbedder(package(TINY_2B, "embedding")).process(list(exact.inputs))
+    assert np.abs(found - exact.float32).max() < 1e-5
+
+
+def test_wrong_weights_fail(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights that someone changed and described anew: only the results tell."""
+    name = "model.language_model.layers.1.mlp.down_proj.weight:scales"
+    (weight,) = (each for each in weights(load(copy, DECODER)) if each.name == name)
+    file, offset, length = external(weight)
+    with (copy / file).open("r+b") as stream:
+        stream.seek(offset)
+        scales = np.frombuffer(stream.read(length), np.float32)
+        stream.seek(offset)
+        stream.write((scales * 1.5).astype(np.float32).tobytes())
+    assert main(["verify", str(copy)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {copy / file} ")
+    reseal(copy, file)
+    assert main(["verify", str(copy)]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("FAIL  cosine") == 4
+    assert err == (
+        f"{copy} does not give here what it gave where it was made (4 of 4 inputs); do not use it here, and report "
+        "this output.\n"
+    )
+
+
+def test_other_instructions_have_a_looser_bound(copy: Path) -> None:
+    golden = read(copy)
+    assert golden.package is not None
+    turned = golden.package.copy()
+    turned[:, 0] += 0.02  # cosine about 0.9998
+    turned /= np.linalg.norm(turned, axis=1, keepdims=True)
+    same = agreements(golden, turned, "int8", golden.instructions)
+    other = agreements(golden, turned, "int8", "asimddp")
+    assert not any(each.passed for each in same) and all(each.passed for each in other)
+    assert not any(each.passed for each in agreements(golden, turned, "fp32", "asimddp"))
+    assert not any(each.passed for each in agreements(golden, np.full_like(turned, np.nan), "int8", "asimddp"))
+
+
+def test_without_the_package_s_own_results_float32_counts(copy: Path) -> None:
+    golden = replace(read(copy), package=None)
+    for each in agreements(golden, golden.float32, "int8", golden.instructions):
+        assert each.against == "float32" and each.passed and each.bound < 0.999
+
+
+def test_none(checkpoint: Packages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "package"
+    manifest = export_package(checkpoint(TINY_2B, "embedding"), output, replace(PLAIN, golden="none"))
+    assert manifest.golden == "none" and not (output / GOLDEN).exists()
+    assert main(["verify", str(output)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {output} has no golden inputs (it was exported with --golden none); export it again without that.\n"
+    )
+
+
+def test_a_damaged_file_is_named(copy: Path) -> None:
+    path = copy / GOLDEN
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for damage in ({"package": "!"}, {"float32": None}, {"float32": content["float32"][:8]}):
+        path.write_text(json.dumps(content | damage), encoding="utf-8")
+        reseal(copy, GOLDEN)
+        with pytest.raises(PackageError, match=r"golden\.json cannot be read .*; export the package again\.$"):
+            read(copy)
+
+
+def test_cuda_packages_are_compared_with_float32(cuda_package: Packages) -> None:
+    golden = read(cuda_package(TINY_2B, "embedding", "int8"))
+    assert golden.package is None and len(golden.float32) == 4
