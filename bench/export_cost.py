@@ -67,7 +67,7 @@ def main() -> None:
     print(HEAD, flush=True)
     for precision in options.precision:
         for calibration in ["none"] if precision == "fp32" else options.calibrate:
-            command = ["-m", "export", "--model", str(path), "--output", str(package), "--force"]
+            command = ["-m", "export", "--model", str(path), "--output", str(package), "--force", "--golden", "none"]
             cost = run([*command, *PRECISIONS[precision], "--calibrate", calibration])
             shutil.rmtree(package, ignore_errors=True)
             if cost.status:
