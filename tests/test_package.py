@@ -14,7 +14,7 @@ from export.checkpoint import Checkpoint
 from export.folder import put_in_place
 from export.package import ExportOptions, Reporter, export_package
 from runtime.errors import CheckpointError
-from runtime.manifest import DECODER, FORMAT_VERSION, MANIFEST_NAME, TOKENIZER, VISION, Manifest
+from runtime.manifest import DECODER, FORMAT_VERSION, GOLDEN, MANIFEST_NAME, TOKENIZER, VISION, Manifest
 from runtime.version import VERSION
 
 Packages = Callable[[Shape, Task], Path]
@@ -42,7 +42,7 @@ def test_what_a_package_says_of_itself(checkpoint: Checkpoints, output: Path, sh
     assert manifest == Manifest.read(output)
     manifest.check(output)
     assert beside(output) == {"tiny"}
-    names = [DECODER, f"{DECODER}.data", VISION, f"{VISION}.data", TOKENIZER]
+    names = [DECODER, f"{DECODER}.data", VISION, f"{VISION}.data", TOKENIZER, GOLDEN]
     assert [file.name for file in manifest.files] == names
     assert {path.name for path in output.iterdir()} == {*names, MANIFEST_NAME}
     assert (output / TOKENIZER).read_bytes() == (checkpoint(shape, task) / TOKENIZER).read_bytes()
@@ -97,7 +97,7 @@ def test_force_replaces_a_package_whole(tiny: Path, output: Path) -> None:
         lambda text: None, lambda *stage: while_writing.append(Manifest.read(output).name), lambda n: None
     )
     export_package(tiny, output, FORCE, reporter)
-    assert while_writing == ["old"]
+    assert while_writing == ["old", "old"]  # weights, golden inputs
     assert Manifest.read(output).name == "tiny"
     assert not (output / "verify.json").exists()
     assert beside(output) == {"tiny"}
