@@ -1,4 +1,4 @@
-"""Golden inputs: what an export keeps of them, and that `python -m runtime verify` tells good packages from bad ones."""
+"""Golden inputs: what an export keeps of them, and that `python -m runtime verify` tells good packages from bad."""
 
 import json
 import shutil
