@@ -126,8 +126,8 @@ class Layerwise:
             feeds["last_index"] = np.array([[[length - 1]]], np.int64)
             feeds["token_mask"] = valid.reshape(1, -1, 1)
             feeds["last_mask"] = valid.reshape(1, 1, 1, -1)
-        feeds["query_lengths"] = np.array([length], np.int32)
-        feeds["last_position"] = np.array([length - 1], np.int32)
+        feeds["query_lengths"] = np.array([len(valid)], np.int32)  # as runtime.decoder has it
+        feeds["last_position"] = np.array([len(valid) - 1], np.int32)
         feeds["capacity"] = np.array(len(valid), np.int32)
         return feeds | ({} if self.graphs.written else {"token_weight": token_weight[:, None]})
 

@@ -53,7 +53,7 @@ class TappedGraph:
     def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:
         """As `Graph.run`."""
         # Behind a prompt's own rows there may be padding.
-        available = int(np.prod(feeds["patches"].shape[:2]) if self.is_vision else feeds["query_lengths"].sum())
+        available = int(np.prod(feeds["patches"].shape[:2]) if self.is_vision else feeds["token_mask"].sum())
         start, step = np.array([available - 1]), np.array([-max(1, -(-available // max(self.wanted, 1)))])
         values = self.values if self.wanted else ()
         outputs = self.graph.run([*names, *map(_rows_name, values)], {**feeds, START: start, STEP: step}, into)

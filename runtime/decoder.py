@@ -119,7 +119,8 @@ class Decoder:
     def _feeds(self, batch: Sequence[Span], past: Past | None) -> dict[str, np.ndarray]:
         text = self._manifest.text
         lengths = np.array([len(span) for span in batch], np.int32)
-        longest = self.target.padded(int(lengths.max()))
+        computed = np.array([self.target.padded(len(span)) for span in batch], np.int32)
+        longest = int(computed.max())
         before = 0 if past is None else past.length
         rotary = _rotary([span.positions for span in batch], longest, text.rope_theta, text.mrope_section)
         is_visual = _padded([span.is_visual for span in batch], longest, False)
@@ -134,8 +135,9 @@ class Decoder:
             "deepstack": features.deepstack,
             "rotary_cos": rotary.cos,
             "rotary_sin": rotary.sin,
-            "query_lengths": lengths,
-            "last_position": before + lengths - 1,
+            # With the padding that makes a row even: attention, too, calculates a row left over in another order.
+            "query_lengths": computed,
+            "last_position": before + computed - 1,
             "capacity": np.array(longest if past is None else past.capacity, np.int32),
             "last_index": (lengths - 1).astype(np.int64).reshape(-1, 1, 1),
             "token_mask": valid[:, :, None],

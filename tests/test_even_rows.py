@@ -1,5 +1,6 @@
 """MatMulNBits calculates a row that is left over from pairs in another order, and asymmetric 4-bit ones wrongly on some
-processors (onnxruntime issue 29853): no product in blocks may ever see an odd number of rows."""
+processors (onnxruntime issue 29853): no product in blocks may ever see an odd number of rows. Attention calculates a
+single query that is left over from its blocks in another order, too."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,11 +16,14 @@ from onnx_files import load, nodes
 from qwen_tokenizer import Task
 
 from quant.prompts import Prompt, package_encoder, sample_prompt
+from runtime import decoder
+from runtime.encode import TokenSequence
 from runtime.errors import InputError
 from runtime.graph import NOWHERE, Arrays, SessionGraph
 from runtime.manifest import DECODER, VISION, Manifest
 from runtime.model import Model
 from runtime.session import create_session, session_options
+from runtime.target import TARGETS
 
 MODELS: list[tuple[Shape, Task]] = [(TINY_2B, "embedding"), (TINY_8B, "reranker")]
 
@@ -108,3 +112,20 @@ def test_the_shortest_prompts_too(package: Callable[..., Path], model: tuple[Sha
 def test_a_prompt_of_one_token_is_refused(package: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match=r"max_length is 1, expected at least 2\.$"):
         prompt(package(TINY_2B, "embedding", "int4-portable"), {"text": "a"}, max_length=1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-portable"])
+def test_attention_sees_no_query_alone(package: Callable[..., Path], precision: str) -> None:
+    """The length of a text, and those of its pieces, leave one query over from attention's blocks."""
+    folder = package(TINY_8B, "embedding", precision)
+    model = Model(folder, Manifest.read(folder), ["CPUExecutionProvider"], 1).decoder
+    block = 2 * TINY_8B.text.head_dim  # of onnxruntime's tiled attention
+    length = 2 * block + 1
+    ids = np.random.default_rng(0).integers(1000, size=length)
+    text = decoder.Prompt(TokenSequence(ids, np.zeros(length, np.bool_), ()))
+    whole = model.pooled([decoder.Span(text, 0, length)])
+    for cut in (block - 1, block, block + 1, 2 * block):
+        past = model.extend(decoder.Span(text, 0, cut), model.empty_past(TARGETS["cpu"].capacity(length)))
+        pieces = model.pooled([decoder.Span(text, cut, length)], past)
+        # Equal to the bit on x86; a query alone moves the last digit, more than twice this.
+        assert np.abs(pieces - whole).max() <= 1e-7 * np.abs(whole).max(), cut
