@@ -33,7 +33,9 @@ def verify(options: argparse.Namespace) -> Lines:
         options.package, batch_tokens=options.batch_tokens, threads=options.threads, memory=options.memory
     )
     found = golden_results(model, golden)
-    results = agreements(golden, found, manifest.precision, here)
+    # In the low mode some products are added up in another order.
+    same_kernels = here == golden.instructions and options.memory == "normal"
+    results = agreements(golden, found, manifest.precision, same_kernels)
     yield from map(_line, results)
     failed = [each for each in results if not each.passed]
     if failed:
