@@ -13,11 +13,11 @@ from safetensors import safe_open
 
 from export.graph import LINE, PAGE, Graph
 from export.package import ExportOptions, export_package
-from runtime.manifest import DECODER, MANIFEST_NAME, TOKENIZER, VISION
+from runtime.manifest import DECODER, GOLDEN, MANIFEST_NAME, TOKENIZER, VISION
 
 Packages = Callable[[Shape, Task], Path]
 SHAPES = pytest.mark.parametrize("shape", [TINY_2B, TINY_8B], ids=["2b", "8b"])
-FILES = (DECODER, f"{DECODER}.data", VISION, f"{VISION}.data", TOKENIZER, MANIFEST_NAME)
+FILES = (DECODER, f"{DECODER}.data", VISION, f"{VISION}.data", TOKENIZER, GOLDEN, MANIFEST_NAME)
 
 
 @SHAPES
