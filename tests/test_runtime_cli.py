@@ -153,7 +153,7 @@ def test_rerank_skips_documents_and_requests(run: Run, reranking: str, tmp_path:
 def test_check_says_that_a_package_is_whole(run: Run, embedding: str) -> None:
     code, out, err = run("check", embedding)
     assert (code, err) == (0, "")
-    assert out.startswith(f"{embedding} is whole: tiny, embedding, fp32 for cpu, 5 files, ")
+    assert out.startswith(f"{embedding} is whole: tiny, embedding, fp32 for cpu, 6 files, ")
 
 
 def test_errors_are_one_line_on_stderr(run: Run, embedding: str, reranking: str, tmp_path: Path) -> None:
