@@ -19,10 +19,8 @@ from quant.losses import LayerLoss, layer_losses
 from quant.prompts import sample_prompt
 from quant.samples import builtin_items, items_from
 from quant.statistics import InputStatistics
-from runtime.encode import EncodeOptions, Encoder
-from runtime.image import PatchGrid
-from runtime.manifest import TOKENIZER, CalibrationRecord
-from runtime.tokens import PromptTokenizer
+from runtime.encode import EncodeOptions, Encoder, make_encoder
+from runtime.manifest import CalibrationRecord
 
 BUILTIN, NONE = "builtin", "none"
 # The pooled token is the one that counts in the end, but it is one in a whole prompt.
@@ -75,10 +73,8 @@ def load_samples(blueprint: Blueprint, source: str) -> tuple[Sample, ...]:
 
 def blueprint_encoder(blueprint: Blueprint) -> Encoder:
     """The encoder that the package will have."""
-    vision = blueprint.config.vision
-    patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
-    tokenizer = PromptTokenizer(blueprint.folder / TOKENIZER, blueprint.tokenizer.tokens)
-    return Encoder(tokenizer, patch, EncodeOptions(**asdict(blueprint.defaults)))
+    options = EncodeOptions(**asdict(blueprint.defaults))
+    return make_encoder(blueprint.folder, blueprint.config.vision, blueprint.tokenizer.tokens, options)
 
 
 def calibrate(

@@ -16,6 +16,7 @@ from quant.samples import QUERY, SENTENCES, SHORT, draw_chart
 from runtime.golden import Golden
 from runtime.machine import machine_facts
 from runtime.manifest import Task
+from runtime.reranker import probability
 from runtime.vectors import finish
 
 PICTURE_SIZE = (256, 192)
@@ -55,8 +56,7 @@ def _results(task: Task, pooled: np.ndarray) -> np.ndarray:
     """What `process` makes of pooled outputs: unit vectors [N, D] or scores [N]."""
     if task == "embedding":
         return finish(pooled, pooled.shape[1], normalize=True)
-    scores: np.ndarray = 1 / (1 + np.exp(-pooled.astype(np.float64)))
-    return scores.astype(np.float32)
+    return np.array([probability(float(logit)) for logit in pooled], np.float32)
 
 
 def _inputs(task: Task, items: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:

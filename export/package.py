@@ -21,6 +21,7 @@ from quant.kernels import KERNELS
 from quant.losses import costliest
 from quant.selection import UNQUANTISED, Plan
 from runtime.errors import CheckpointError
+from runtime.golden import FLOAT
 from runtime.manifest import (
     DECODER,
     DECODER_UINT8,
@@ -35,8 +36,6 @@ from runtime.manifest import (
     describe_file,
 )
 from runtime.version import VERSION
-
-FLOAT = "fp32"
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Blockwise:
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """One MatMulNBits a layer: x [..., K] goes in as it is."""
         products = [self._product(graph, x, layer) for layer in layers]
-        if not self.kernels.accuracy_level:
+        if not self.kernels.accuracy_level or all(layer.scale_free for layer in layers):
             return products
         lost = not_finite(graph, x)  # [..., 1]
         return [

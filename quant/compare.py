@@ -8,10 +8,11 @@ import numpy as np
 
 from quant.agreement import Agreement, embedding_agreement, score_agreement
 from quant.losses import LayerLoss, MatrixLoss, Rows, Units, layer_losses, matrix_losses
-from quant.prompts import MakePrompt, package_encoder, prompts
+from quant.prompts import MakePrompt, prompts
 from quant.taps import TappedPackage
 from runtime.errors import PackageError
 from runtime.manifest import Manifest
+from runtime.package import open_encoder
 from runtime.vectors import require_finite
 
 # Rows of every inner value that are looked at, over all inputs: at the 2B shape 0.3 GB for each of the two packages.
@@ -54,7 +55,7 @@ def compare(
     """
     manifest, other = Manifest.read(expected), Manifest.read(found)
     _require_same_model(expected, manifest, found, other)
-    makers = prompts(package_encoder(expected, manifest), manifest.task, inputs)
+    makers = prompts(open_encoder(expected, manifest, {}), manifest.task, inputs)
     advance = start(2 * len(makers)) if start else lambda count: None
     one = _run(expected, manifest, makers, advance)
     two = _run(found, other, makers, advance)

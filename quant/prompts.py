@@ -2,18 +2,17 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from quant.samples import QUERY, builtin_items
-from runtime.encode import EncodeOptions, Encoder, TokenSequence, located
+from runtime.encode import Encoder, TokenSequence, located
 from runtime.errors import InputError
-from runtime.image import PatchGrid, Visual
+from runtime.image import Visual
 from runtime.inputs import Content, RerankRequest, parse_content, parse_item, parse_request
-from runtime.manifest import TOKENIZER, Manifest, Task
-from runtime.tokens import PromptTokenizer
+from runtime.manifest import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +25,6 @@ class Prompt:
 
 # Pictures are loaded when a prompt is made, so only those of one prompt are in memory.
 MakePrompt = Callable[[], Prompt]
-
-
-def package_encoder(folder: Path, manifest: Manifest) -> Encoder:
-    """The encoder of a package with its own defaults."""
-    vision = manifest.vision
-    patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
-    tokenizer = PromptTokenizer(folder / TOKENIZER, manifest.tokens)
-    return Encoder(tokenizer, patch, EncodeOptions(**asdict(manifest.defaults)))
 
 
 def prompts(encoder: Encoder, task: Task, file: Path | None) -> list[MakePrompt]:

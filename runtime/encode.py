@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from runtime import prompt
 from runtime.errors import InputError, Qwen3VLError
 from runtime.image import PatchGrid, Visual, image_visual
 from runtime.inputs import Content, VideoSource, looks_like_media, place
+from runtime.manifest import TOKENIZER, TokenIds, VisionConfig
 from runtime.media import FetchLimits, ImageSource, content_name, load_image
 from runtime.notice import warn_caller
 from runtime.tokens import SPECIAL_TOKENS, PromptTokenizer, SpecialTokens
@@ -164,6 +166,12 @@ class Encoder:
             (visual.grid[1] // merge, visual.grid[2] // merge) for visual in visuals for _ in range(visual.grid[0])
         )
         return TokenSequence(ids, self.tokenizer.is_visual(ids), blocks)
+
+
+def make_encoder(folder: Path, vision: VisionConfig, tokens: TokenIds, options: EncodeOptions) -> Encoder:
+    """The encoder of a package or a checkpoint; its tokenizer.json lies in `folder`."""
+    patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+    return Encoder(PromptTokenizer(folder / TOKENIZER, tokens), patch, options)
 
 
 @contextmanager

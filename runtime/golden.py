@@ -94,12 +94,12 @@ def agreements(golden: Golden, found: np.ndarray, precision: str, same_kernels: 
     against, expected = ("float32", golden.float32) if golden.package is None else ("this package", golden.package)
     same = golden.package is not None and (same_kernels or precision == FLOAT)
     cosine, score = (SAME, SAME_SCORE) if same else (ELSEWHERE, ELSEWHERE_SCORE)
-    names = [f"input {number}: {describe(item)}" for number, item in enumerate(golden.inputs)]
-    if found.ndim == 1:
-        values = np.abs(found - expected)
-        return [Agreement(n, against, float(v), score, False) for n, v in zip(names, values, strict=True)]
-    values = (found * expected).sum(axis=1)
-    return [Agreement(n, against, float(v), cosine, True) for n, v in zip(names, values, strict=True)]
+    is_cosine = found.ndim == 2
+    values = (found * expected).sum(axis=1) if is_cosine else np.abs(found - expected)
+    return [
+        Agreement(f"input {n}: {describe(item)}", against, float(value), cosine if is_cosine else score, is_cosine)
+        for n, (item, value) in enumerate(zip(golden.inputs, values, strict=True))
+    ]
 
 
 def describe(item: dict[str, Any]) -> str:

@@ -6,17 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from runtime.encode import EncodeOptions, Encoder
+from runtime.encode import EncodeOptions, Encoder, make_encoder
 from runtime.errors import InputError, PackageError
-from runtime.image import PatchGrid
-from runtime.manifest import TOKENIZER, Manifest, Task
+from runtime.manifest import Manifest, Task
 from runtime.memory import MemoryMode, MemoryPolicy, memory_policy
 from runtime.model import Model
 from runtime.notice import warn_caller
 from runtime.probe import stored_weights_are_exact
 from runtime.session import default_threads, require_providers
 from runtime.target import TARGETS
-from runtime.tokens import PromptTokenizer
 from runtime.unchanged import PackageFiles
 
 OnError = Literal["raise", "skip"]
@@ -93,9 +91,7 @@ def open_encoder(folder: Path, manifest: Manifest, given: Mapping[str, object]) 
     """The part of a package that makes token sequences; no graph is opened. `given` as of `open_package`."""
     chosen = {name: value for name, value in given.items() if value is not None}
     options = EncodeOptions(**{**asdict(manifest.defaults), **chosen})
-    vision = manifest.vision
-    patch = PatchGrid(vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
-    return Encoder(PromptTokenizer(folder / TOKENIZER, manifest.tokens), patch, options)
+    return make_encoder(folder, manifest.vision, manifest.tokens, options)
 
 
 def require_positive(name: str, value: object) -> int:

@@ -26,6 +26,11 @@ from runtime.windows import Entry, Request
 LARGEST_EXPONENT = 700.0
 
 
+def probability(logit: float) -> float:
+    """Of "yes": the sigmoid, without overflow."""
+    return 1 / (1 + math.exp(-logit)) if logit > -LARGEST_EXPONENT else 0.0
+
+
 class Qwen3VLReranker:
     """Scores documents against a query, each side texts, pictures, videos or mixtures.
 
@@ -110,7 +115,7 @@ class Qwen3VLReranker:
         noted = None if on_error == "raise" else errors
         with tqdm(total=len(scores), disable=not self.show_progress, unit="document") as progress:
             for index, logit in self._logits(query, request, noted):
-                scores[index] = 1 / (1 + math.exp(-logit)) if logit > -LARGEST_EXPONENT else 0.0
+                scores[index] = probability(logit)
                 progress.update()
             progress.update(len(errors))
         record_skips([Skipped(*each) for each in sorted(errors.items())], skipped, f"of {len(scores)} documents")

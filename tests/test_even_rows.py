@@ -15,13 +15,14 @@ from checkpoint_shapes import TINY_2B, TINY_8B, Shape
 from onnx_files import load, nodes
 from qwen_tokenizer import Task
 
-from quant.prompts import Prompt, package_encoder, sample_prompt
+from quant.prompts import Prompt, sample_prompt
 from runtime import decoder
 from runtime.encode import TokenSequence
 from runtime.errors import InputError
 from runtime.graph import NOWHERE, Arrays, SessionGraph
 from runtime.manifest import DECODER, VISION, Manifest
 from runtime.model import Model
+from runtime.package import open_encoder
 from runtime.session import create_session, session_options
 from runtime.target import TARGETS
 
@@ -45,7 +46,7 @@ def prompt(folder: Path, content: dict[str, Any], max_length: int = 8192) -> Pro
     """A prompt with the shortest instruction there is, cut to `max_length` tokens where the task allows it."""
     manifest = Manifest.read(folder)
     defaults = replace(manifest.defaults, max_length=max_length, default_instruction=".")
-    encoder = package_encoder(folder, replace(manifest, defaults=defaults))
+    encoder = open_encoder(folder, replace(manifest, defaults=defaults), {})
     return sample_prompt(encoder, manifest.task, content, "inputs[0]")
 
 

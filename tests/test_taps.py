@@ -13,11 +13,12 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from export.package import ExportOptions, export_package
-from quant.prompts import package_encoder, prompts
+from quant.prompts import prompts
 from quant.taps import TappedPackage
 from runtime.errors import CheckpointError, PackageError
 from runtime.manifest import DECODER, Manifest, describe_file
 from runtime.model import Model
+from runtime.package import open_encoder
 
 Packages = Callable[..., Path]
 
@@ -27,7 +28,7 @@ def test_reading_the_inside_changes_nothing(package: Packages, precision: str) -
     folder = package(TINY_2B, "embedding", precision)
     manifest = Manifest.read(folder)
     tapped, model = TappedPackage(folder, manifest), Model(folder, manifest, ["CPUExecutionProvider"], 1)
-    for make in prompts(package_encoder(folder, manifest), "embedding", None)[15:]:
+    for make in prompts(open_encoder(folder, manifest, {}), "embedding", None)[15:]:
         prompt = make()
         expected = model.pooled([model.prompt(prompt.sequence, prompt.visuals)])[0]
         np.testing.assert_allclose(tapped.pooled(prompt, rows=3), expected, rtol=0, atol=1e-5)
@@ -38,7 +39,7 @@ def test_reading_the_inside_changes_nothing(package: Packages, precision: str) -
 def test_the_last_row_comes_first(package: Packages) -> None:
     folder = package(TINY_2B, "embedding")
     manifest = Manifest.read(folder)
-    make = prompts(package_encoder(folder, manifest), "embedding", None)[0]
+    make = prompts(open_encoder(folder, manifest, {}), "embedding", None)[0]
     few, all_rows = TappedPackage(folder, manifest), TappedPackage(folder, manifest)
     few.pooled(make(), rows=2)
     all_rows.pooled(make(), rows=10_000)
