@@ -61,7 +61,7 @@ def write_tokenizer(folder: Path, task: Task, *, cache: Path | None = None) -> N
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_bytes(_cached_tokenizer_json(task, cache or _user_cache()))
-    config = json.dumps(_tokenizer_config(), indent=2, ensure_ascii=False)
+    config = json.dumps(tokenizer_config(), indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(config, encoding="utf-8", newline="\n")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8", newline="\n")
 
@@ -71,34 +71,41 @@ def build_tokenizer_json(task: Task) -> bytes:
     ranks = _read_ranks()
     text = {token: "".join(_BYTE_TEXT[byte] for byte in token) for token in ranks}
     merges = [[text[part] for part in _merged_pair(token, ranks)] for token in ranks if len(token) > 1]
-    split = {"type": "Split", "pattern": {"Regex": SPLIT_REGEX}, "behavior": "Isolated", "invert": False}
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": "",
-        "end_of_word_suffix": "",
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": {text[token]: rank for token, rank in ranks.items()},
-        "merges": merges,
-    }
-    document = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": _added_tokens(),
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]},
-        "post_processor": _endoftext_last() if task == "embedding" else BYTE_LEVEL,
-        "decoder": BYTE_LEVEL,
-        "model": model,
-    }
+    document = tokenizer_document(
+        {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {text[token]: rank for token, rank in ranks.items()},
+            "merges": merges,
+        },
+        task,
+    )
     built = json.dumps(document, indent=2, ensure_ascii=False).encode()
     if (found := hashlib.sha256(built).hexdigest()) != SHA256[task]:
         raise ValueError(f"the built {task} tokenizer.json has SHA-256 {found}, expected {SHA256[task]}.")
     return built
+
+
+def tokenizer_document(model: dict[str, Any], task: Task, first_added_id: int = FIRST_ADDED_ID) -> dict[str, Any]:
+    """A tokenizer.json as both published ones are, around any byte-level BPE `model`."""
+    split = {"type": "Split", "pattern": {"Regex": SPLIT_REGEX}, "behavior": "Isolated", "invert": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(first_added_id),
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]},
+        "post_processor": _endoftext_last(first_added_id) if task == "embedding" else BYTE_LEVEL,
+        "decoder": BYTE_LEVEL,
+        "model": model,
+    }
 
 
 def _cached_tokenizer_json(task: Task, cache: Path) -> bytes:
@@ -151,17 +158,17 @@ def _byte_text() -> dict[int, str]:
 _BYTE_TEXT = _byte_text()
 
 
-def _added_tokens() -> list[dict[str, Any]]:
+def _added_tokens(first_id: int) -> list[dict[str, Any]]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
-        {"id": FIRST_ADDED_ID + i, "content": token, **flags, "special": token in SPECIAL_TOKENS}
+        {"id": first_id + i, "content": token, **flags, "special": token in SPECIAL_TOKENS}
         for i, token in enumerate((*SPECIAL_TOKENS, *ORDINARY_TOKENS))
     ]
 
 
-def _endoftext_last() -> dict[str, Any]:
+def _endoftext_last(end_id: int) -> dict[str, Any]:
     """The embedding model's post-processor: <|endoftext|> after everything, the token that is pooled."""
-    end, end_id = "<|endoftext|>", FIRST_ADDED_ID
+    end = "<|endoftext|>"
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     last = {"SpecialToken": {"id": end, "type_id": 0}}
     template = {
@@ -173,8 +180,9 @@ def _endoftext_last() -> dict[str, Any]:
     return {"type": "Sequence", "processors": [BYTE_LEVEL, template]}
 
 
-def _tokenizer_config() -> dict[str, Any]:
-    added = {str(token.pop("id")): token for token in _added_tokens()}
+def tokenizer_config(first_added_id: int = FIRST_ADDED_ID) -> dict[str, Any]:
+    """The tokenizer_config.json beside such a document."""
+    added = {str(token.pop("id")): token for token in _added_tokens(first_added_id)}
     return {
         "tokenizer_class": "Qwen2Tokenizer",
         "processor_class": "Qwen3VLProcessor",

@@ -70,10 +70,10 @@ def write_checkpoint(
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; give a new folder, so that no older shard stays in it.")
     write_tokenizer(folder, task)
-    _write_json(folder / "config.json", config_json(shape, dtype))
-    for name, content in _companion_files(shape, task).items():
+    write_json(folder / "config.json", config_json(shape, dtype))
+    for name, content in companion_files(shape, task).items():
         (folder / name).parent.mkdir(exist_ok=True)
-        _write_json(folder / name, content)
+        write_json(folder / name, content)
     shards = _split(tensor_shapes(shape), DTYPES[dtype][1].itemsize, shard_bytes)
     if len(shards) == 1:
         _write_safetensors(folder / "model.safetensors", shards[0], dtype, (seed, gain))
@@ -85,7 +85,7 @@ def write_checkpoint(
         weight_map |= dict.fromkeys(shard, file_name)
     total = sum(_nbytes(dims, DTYPES[dtype][1].itemsize) for shard in shards for dims in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def random_blocks(name: str, dims: Dims, seed: int, gain: float = 1.0) -> Iterator[NDArray[np.float32]]:
@@ -150,8 +150,8 @@ def _write_safetensors(path: Path, tensors: dict[str, Dims], dtype: str, randomn
                 file.write(block.astype(numpy_dtype).tobytes())
 
 
-def _companion_files(shape: Shape, task: Task) -> dict[str, Any]:
-    """The processor's settings, and sentence-transformers' description of what follows the transformer."""
+def companion_files(shape: Shape, task: Task) -> dict[str, Any]:
+    """By file name: the processor's settings, and sentence-transformers' description of what follows the transformer."""
     half = [0.5, 0.5, 0.5]
     processor = {
         "processor_class": "Qwen3VLProcessor",
@@ -187,7 +187,7 @@ def _nbytes(dims: Dims, itemsize: int) -> int:
     return math.prod(dims) * itemsize
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 

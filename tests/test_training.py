@@ -1,0 +1,106 @@
+"""The model that the small pair was trained with against transformers, and the batches it was given."""
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from qwen_tokenizer import Task
+from random_checkpoint import TINY_2B, Shape
+from torch.nn import functional as F
+from training.augment import PATCH, augmented, patches
+from training.checkpoint import new_model, read_weights
+from training.concepts import Concept
+from training.model import Qwen3VL
+from training.prompts import Prompter
+from training.reranker import yes_logits
+from training.texts import said_about
+
+from export.reference import ReferenceEmbedder, ReferenceReranker
+from runtime.image import patchify
+
+Checkpoints = Callable[[Shape, Task], Path]
+TEXTS = ["a red car", "rain", "一辆红色的汽车"]
+INSTRUCTION = "Represent the user's input."
+CELLS = (2, 3)
+
+
+def load(folder: Path) -> tuple[Qwen3VL, Prompter]:
+    model = new_model(folder)
+    read_weights(folder, model)
+    return model, Prompter(folder)
+
+
+def drawn(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (32 * CELLS[0], 32 * CELLS[1], 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def as_patches(pictures: list[Image.Image]) -> tuple[torch.Tensor, tuple[int, int]]:
+    stacked = torch.from_numpy(np.stack([np.asarray(each) for each in pictures])).permute(0, 3, 1, 2)
+    return patches(stacked.float() / 255)
+
+
+@torch.no_grad()
+def test_it_embeds_as_transformers_does(checkpoint: Checkpoints) -> None:
+    folder = checkpoint(TINY_2B, "embedding")
+    model, prompter = load(folder)
+    reference = ReferenceEmbedder(folder)
+    texts = F.normalize(model.read(prompter.embedding(prompter.ids(TEXTS), INSTRUCTION)), dim=-1)
+    assert np.abs(texts.numpy() - reference.embed([{"text": text} for text in TEXTS])).max() < 1e-5
+    pictures = [drawn(seed) for seed in range(3)]
+    prompts = prompter.embedding([prompter.picture(CELLS)] * 3, INSTRUCTION, [CELLS])
+    looked = F.normalize(model.read(prompts, model.look(*as_patches(pictures))), dim=-1)
+    assert np.abs(looked.numpy() - reference.embed([{"image": each} for each in pictures])).max() < 1e-5
+
+
+@torch.no_grad()
+def test_it_scores_as_transformers_does(checkpoint: Checkpoints) -> None:
+    folder = checkpoint(TINY_2B, "reranker")
+    model, prompter = load(folder)
+    reference = ReferenceReranker(folder)
+    pictures = [drawn(seed) for seed in range(len(TEXTS))]
+    looked = model.look(*as_patches(pictures))
+    picture = [prompter.picture(CELLS)] * len(TEXTS)
+    pairs = {
+        "texts and pictures": (prompter.ids(TEXTS), picture, looked, [CELLS]),
+        "pictures": (picture, picture, looked.followed_by([looked]), [CELLS, CELLS]),
+    }
+    for name, (queries, documents, seen, blocks) in pairs.items():
+        prompts = prompter.reranking(queries, documents, "Find it.", blocks)
+        logits = yes_logits(model, model.read(prompts, seen), prompter)
+        for index, (text, image) in enumerate(zip(TEXTS, pictures, strict=True)):
+            query = {"text": text} if name == "texts and pictures" else {"image": image}
+            expected = reference.stages(query, {"image": image}, "Find it.").logit
+            assert expected is not None
+            assert math.isclose(logits[index].item(), expected, abs_tol=2e-5), name
+
+
+def test_patches_are_those_of_the_runtime() -> None:
+    pixels = np.asarray(drawn(0))
+    expected = patchify(np.stack([pixels, pixels]), PATCH)
+    found, grid = as_patches([drawn(0)])
+    assert grid == (4, 6)
+    assert np.abs(found.numpy() - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 128)])
+def test_an_augmented_drawing_is_a_picture(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    colour = torch.randint(0, 256, (64, 96, 96, 3), dtype=torch.uint8)
+    drawings = torch.cat([colour, torch.full((64, 96, 96, 1), 255, dtype=torch.uint8)], -1)
+    pictures = augmented(drawings, size)
+    assert pictures.shape == (64, 3, *size)
+    assert 0 <= pictures.min() < 0.2 and 0.8 < pictures.max() <= 1
+    assert (augmented(drawings, size) - pictures).abs().mean() > 0.01  # never the same
+
+
+def test_names_come_first_and_keywords_do_not_repeat_them() -> None:
+    names, keywords = {"en": "red car", "de": "rotes Auto"}, {"en": ("car", "red car"), "de": ()}
+    said = said_about(Concept("1f697", names, keywords, {}), random.Random(0))
+    assert [texts[0] for texts in said.values()] == ["red car", "rotes Auto"]
+    assert "red car: car" in said["en"] and said["de"] == ["rotes Auto"]
