@@ -21,12 +21,13 @@ from runtime.package import (
     require_positive,
 )
 from runtime.sentences import encode_items, explain_encode_options
+from runtime.shared import SharesPackage
 from runtime.tokens import SpecialTokens
 from runtime.vectors import finish, require_dimensions
 from runtime.windows import Entry, Request
 
 
-class Qwen3VLEmbedder:
+class Qwen3VLEmbedder(SharesPackage):
     """Embeds texts, pictures, videos and mixtures with a package made by `python -m export`.
 
     The options up to `default_instruction` are the reference's, with the same defaults (pixels, frames per second,
