@@ -19,7 +19,7 @@ PACKAGES = ("runtime", "quant", "export")
 ALLOWED = {
     "runtime": {
         *("runtime", "numpy", "PIL", "tokenizers", "onnxruntime", "tqdm", "av"),
-        *("langchain_core", "pydantic"),
+        *("langchain_core", "llama_index", "pydantic"),
     },
     "quant": {"quant", "runtime", "numpy", "PIL", "ml_dtypes", "onnxruntime", "tqdm", "onnx", "matplotlib"},
     "export": {
@@ -36,7 +36,7 @@ LAZY = {
     "onnx": "quant/taps.py",
 }
 # Each derives from that library's classes, so nobody imports it but who has the library.
-ADAPTERS = {"langchain_core": "runtime/langchain.py"}
+ADAPTERS = {"langchain_core": "runtime/langchain.py", "llama_index": "runtime/llama_index.py"}
 ONLY = {"onnx_ir": "export/graph.py", "pydantic": "runtime/langchain.py", "tokenizers": "runtime/tokens.py"} | ADAPTERS
 
 SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
