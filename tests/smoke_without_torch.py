@@ -59,6 +59,18 @@ def test_the_reference_is_not_installed(name: str) -> None:
     assert importlib.util.find_spec(name) is None
 
 
+@pytest.mark.parametrize(("library", "extra"), [("langchain", "langchain"), ("llama_index", "llama-index")])
+def test_an_adapter_without_its_library_names_the_extra(library: str, extra: str, tmp_path: Path) -> None:
+    code = f"""
+try:
+    import runtime.{library}
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    said = run(sys.executable, "-c", code, cwd=tmp_path)
+    assert said.startswith("MissingExtraError ") and said.endswith(f"run pip install 'qwen3vl-edge[{extra}]'.\n")
+
+
 @pytest.mark.parametrize("name", ["export", "quant", "runtime"])
 def test_console_commands_are_installed(name: str, tmp_path: Path) -> None:
     command = shutil.which(f"qwen3vl-{name}", path=SCRIPTS)

@@ -17,7 +17,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "quant", "export")
 # Distributions each package may use beside the standard library; `export/reference*.py` adds the torch reference.
 ALLOWED = {
-    "runtime": {"runtime", "numpy", "PIL", "tokenizers", "onnxruntime", "tqdm", "av"},
+    "runtime": {
+        *("runtime", "numpy", "PIL", "tokenizers", "onnxruntime", "tqdm", "av"),
+        *("langchain_core", "llama_index", "pydantic"),
+    },
     "quant": {"quant", "runtime", "numpy", "PIL", "ml_dtypes", "onnxruntime", "tqdm", "onnx", "matplotlib"},
     "export": {
         *("export", "quant", "runtime", "numpy", "PIL", "onnxruntime", "tqdm"),
@@ -32,7 +35,9 @@ LAZY = {
     "matplotlib": "quant/plot.py",
     "onnx": "quant/taps.py",
 }
-ONLY = {"onnx_ir": "export/graph.py", "tokenizers": "runtime/tokens.py"}
+# Each derives from that library's classes, so nobody imports it but who has the library.
+ADAPTERS = {"langchain_core": "runtime/langchain.py", "llama_index": "runtime/llama_index.py"}
+ONLY = {"onnx_ir": "export/graph.py", "pydantic": "runtime/langchain.py", "tokenizers": "runtime/tokens.py"} | ADAPTERS
 
 SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 
@@ -146,8 +151,13 @@ def test_the_runtime_loads_nothing_heavy() -> None:
     assert not found & {*REFERENCE, "onnx", "onnx_ir", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
 
 
+def test_the_adapters_are_for_their_libraries_only() -> None:
+    assert not loaded("runtime", "runtime.retrieval", "runtime.cli") & {*ADAPTERS, "pydantic"}
+
+
 def test_no_module_of_the_runtime_does() -> None:
     found = loaded(*modules_of("runtime"))
+    assert {*ADAPTERS} <= found
     assert not found & {*REFERENCE, "onnx", "onnx_ir", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
 
 
