@@ -1,12 +1,14 @@
 """What a checkpoint folder says about the package to be made: sizes, tokenizer, task, head."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from export.config import ModelConfig, read_config
 from export.heads import EmbeddingHead, Head, YesNoHead
 from export.tokenizer import TokenizerFacts, decide_task, read_tokenizer
+from runtime.errors import CheckpointError
 from runtime.manifest import Defaults, Task
 
 # What the two reference classes default to: tokens, pixels (32 × 32 a visual token), frames a second, frames.
@@ -26,6 +28,8 @@ RERANKER = replace(
     default_instruction="Given a search query, retrieve relevant candidates that answer the query.",
 )
 DEFAULTS: dict[Task, Defaults] = {"embedding": EMBEDDER, "reranker": RERANKER}
+# Optional, beside config.json: what a checkpoint was trained with, where that differs from the above.
+DEFAULTS_NAME = "defaults.json"
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,7 @@ class Blueprint:
     config: ModelConfig
     tokenizer: TokenizerFacts
     task: Task
-
-    @property
-    def defaults(self) -> Defaults:
-        """The reference's defaults for this task."""
-        return DEFAULTS[self.task]
+    defaults: Defaults
 
     @property
     def head(self) -> Head:
@@ -58,4 +58,24 @@ def read_blueprint(folder: Path, task: Task | None, say: Callable[[str], object]
         decision = decide_task(folder, tokenizer)
         say(f"task: {decision.task} ({decision.reason})")
         task = decision.task
-    return Blueprint(folder, config, tokenizer, task)
+    return Blueprint(folder, config, tokenizer, task, read_defaults(folder, task))
+
+
+def read_defaults(folder: Path, task: Task) -> Defaults:
+    """The reference's defaults for a task, and what the checkpoint's own defaults.json changes. CheckpointError."""
+    defaults, path = DEFAULTS[task], folder / DEFAULTS_NAME
+    if not path.exists():
+        return defaults
+    try:
+        changes = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); mend or remove it.") from error
+    known = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+    if not isinstance(changes, dict) or not changes.keys() <= known.keys():
+        raise CheckpointError(f"{path} holds {changes!r:.80}, expected an object with some of {', '.join(known)}.")
+    for name, value in changes.items():
+        kind = type(known[name])
+        if type(value) is not kind or (kind is not str and value <= 0):
+            expected = "a text" if kind is str else f"a positive {kind.__name__}"
+            raise CheckpointError(f"{path}: {name} is {value!r}, expected {expected}.")
+    return replace(defaults, **changes)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from export.calibration import BUILTIN, NONE
 from export.folder import require_free_output
 from export.package import ExportOptions, Reporter, export_package
-from export.source import PUBLISHED, find_checkpoint
+from export.source import PUBLISHED, SMALL_PAIR, find_checkpoint
 from quant.kernels import KERNELS
 from quant.selection import INT4_BLOCKS
 from runtime.errors import InputError, Qwen3VLError
@@ -20,6 +20,7 @@ PACKAGES = Path("packages")
 DESCRIPTION = """Make an ONNX package of a Qwen3-VL-Embedding or Qwen3-VL-Reranker checkpoint, for `runtime`.
 No torch is needed; weights are streamed, so a checkpoint larger than memory is fine."""
 EXAMPLES = """examples:
+  python -m export --model tiny --int8
   python -m export --model Qwen3-VL-Embedding-2B
   python -m export --model ./models/Qwen3-VL-Reranker-2B --output reranker --verify
 """
@@ -34,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         required=True,
         help="a checkpoint folder, a repository id such as Qwen/Qwen3-VL-Embedding-2B,\n"
-        f"or one of {', '.join(PUBLISHED)}",
+        f"one of {', '.join(PUBLISHED)},\n"
+        f"or {' or '.join(SMALL_PAIR)}: a small trained pair for a first try, which is here already",
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(

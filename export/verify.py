@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from export.parity import Difference, compare_embedding, compare_score
 from export.reference import ReferenceEmbedder, ReferenceReranker
+from export.reference_prompt import ReferenceOptions
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.manifest import VERIFY, Manifest
 from runtime.reranker import Qwen3VLReranker
@@ -23,10 +25,10 @@ def verify_package(folder: Path, package: Path, say: Callable[[str], object]) ->
 
     Raises MissingExtraError without the `reference` extra.
     """
-    if Manifest.read(package).task == "embedding":
-        differences = _verify_embedder(folder, package, say)
-    else:
-        differences = _verify_reranker(folder, package, say)
+    manifest = Manifest.read(package)
+    options = ReferenceOptions(**asdict(manifest.defaults))
+    verify = _verify_embedder if manifest.task == "embedding" else _verify_reranker
+    differences = verify(folder, package, options, say)
     rows = [{**vars(difference), "passed": difference.passed} for difference in differences]
     (package / VERIFY).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8", newline="\n")
     return differences
@@ -87,8 +89,10 @@ def format_table(differences: Sequence[Difference]) -> str:
     return "\n".join(lines)
 
 
-def _verify_embedder(folder: Path, package: Path, say: Callable[[str], object]) -> list[Difference]:
-    reference, embedder = ReferenceEmbedder(folder), Qwen3VLEmbedder(package)
+def _verify_embedder(
+    folder: Path, package: Path, options: ReferenceOptions, say: Callable[[str], object]
+) -> list[Difference]:
+    reference, embedder = ReferenceEmbedder(folder, options), Qwen3VLEmbedder(package)
     differences: list[Difference] = []
     for case, item in embedding_cases().items():
         say(f"verify: {case}")
@@ -96,8 +100,10 @@ def _verify_embedder(folder: Path, package: Path, say: Callable[[str], object]) 
     return differences
 
 
-def _verify_reranker(folder: Path, package: Path, say: Callable[[str], object]) -> list[Difference]:
-    reference, reranker = ReferenceReranker(folder), Qwen3VLReranker(package)
+def _verify_reranker(
+    folder: Path, package: Path, options: ReferenceOptions, say: Callable[[str], object]
+) -> list[Difference]:
+    reference, reranker = ReferenceReranker(folder, options), Qwen3VLReranker(package)
     differences: list[Difference] = []
     for case, request in rerank_cases().items():
         say(f"verify: {case}")

@@ -1,13 +1,21 @@
-"""`python -m runtime verify`: whether a package gives on this machine what it gave where it was made."""
+"""`python -m runtime verify`: whether a package gives on this machine what it gave where it was made.
+
+Packages of the published models are compared with the announcement's figures too, where the network gives its picture.
+"""
 
 import argparse
+from collections.abc import Generator
 from typing import Any
 
 from runtime.cli_options import Lines, add_command, add_resources
+from runtime.download import FetchLimits
 from runtime.embedder import Qwen3VLEmbedder
+from runtime.errors import MediaError
 from runtime.golden import Agreement, Golden, agreements, golden_results
 from runtime.machine import machine_facts
 from runtime.manifest import Manifest
+from runtime.media import load_image
+from runtime.published import FIGURES, PICTURE, published_agreements
 from runtime.reranker import Qwen3VLReranker
 
 MODELS = {"embedding": Qwen3VLEmbedder, "reranker": Qwen3VLReranker}
@@ -37,14 +45,29 @@ def verify(options: argparse.Namespace) -> Lines:
     same_kernels = here == golden.instructions and options.memory == "normal"
     results = agreements(golden, found, manifest.precision, same_kernels)
     yield from map(_line, results)
+    if manifest.name in FIGURES:
+        announced = yield from _announced(model, manifest)
+        results = [*results, *announced]
     failed = [each for each in results if not each.passed]
     if failed:
         return [
-            f"{options.package} does not give here what it gave where it was made ({len(failed)} of {len(results)} "
-            "inputs); do not use it here, and report this output."
+            f"{options.package} does not give here what it should ({len(failed)} of {len(results)} comparisons); "
+            "do not use it here, and report this output."
         ]
     yield f"{options.package} passes: {manifest.name}, {manifest.precision} for {manifest.target}"
     return []
+
+
+def _announced(model: Qwen3VLEmbedder | Qwen3VLReranker, manifest: Manifest) -> Generator[str, None, list[Agreement]]:
+    """Compare with the announcement of a published model, where the network gives its picture."""
+    try:
+        picture = load_image(PICTURE, FetchLimits())
+    except MediaError as error:
+        yield f"not compared with the announcement: {error}"
+        return []
+    results = published_agreements(model, manifest.name, manifest.precision, picture)
+    yield from map(_line, results)
+    return results
 
 
 def _line(each: Agreement) -> str:

@@ -151,7 +151,7 @@ def _write_safetensors(path: Path, tensors: dict[str, Dims], dtype: str, randomn
 
 
 def companion_files(shape: Shape, task: Task) -> dict[str, Any]:
-    """By file name: the processor's settings, and sentence-transformers' description of what follows the transformer."""
+    """By file name: the processor's settings, and sentence-transformers' modules after the transformer."""
     half = [0.5, 0.5, 0.5]
     processor = {
         "processor_class": "Qwen3VLProcessor",

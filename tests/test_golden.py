@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from exports import PLAIN
 from onnx_files import external, load, weights
+from PIL import Image
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B
 
 from export.package import export_package
-from runtime import PackageError, Qwen3VLEmbedder
+from runtime import PackageError, Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.cli import main
 from runtime.golden import Golden, agreements
 from runtime.manifest import DECODER, GOLDEN, Manifest, PackageFile, describe_file
+from runtime.published import DOCUMENT, FIGURES, QUERIES
 
 Packages = Callable[..., Path]
 PRECISIONS = ["fp32", "int8", "int8-portable", "int4", "int4-portable"]
@@ -84,7 +86,7 @@ def test_wrong_weights_fail(copy: Path, capsys: pytest.CaptureFixture[str]) -> N
     out, err = capsys.readouterr()
     assert out.count("FAIL  cosine") == 4
     assert err == (
-        f"{copy} does not give here what it gave where it was made (4 of 4 inputs); do not use it here, and report "
+        f"{copy} does not give here what it should (4 of 4 comparisons); do not use it here, and report "
         "this output.\n"
     )
 
@@ -132,3 +134,60 @@ def test_a_damaged_file_is_named(copy: Path) -> None:
 def test_cuda_packages_are_compared_with_float32(cuda_package: Packages) -> None:
     golden = read(cuda_package(TINY_2B, "embedding", "int8"))
     assert golden.package is None and len(golden.float32) == 4
+
+
+@pytest.fixture
+def published(package: Packages, tmp_path: Path) -> Callable[[Task], Path]:
+    """A package of random weights that says it is of a published model."""
+
+    def rename(task: Task) -> Path:
+        folder = Path(shutil.copytree(package(TINY_2B, task), tmp_path / task))
+        name = {"embedding": "Qwen3-VL-Embedding-2B", "reranker": "Qwen3-VL-Reranker-2B"}[task]
+        replace(Manifest.read(folder), name=name).sealed().write(folder)
+        return folder
+
+    return rename
+
+
+@pytest.mark.parametrize("task", ["embedding", "reranker"])
+def test_the_announced_figures_are_compared(
+    published: Callable[[Task], Path],
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Random weights do not give them; figures that these weights give pass."""
+    folder, picture = published(task), Image.new("RGB", (96, 64), "orange")
+    monkeypatch.setattr("runtime.verify_command.load_image", lambda *arguments: picture)
+    rows = {"embedding": 4, "reranker": 1}[task]
+    assert main(["verify", str(folder)]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("FAIL  difference") >= 1 and "to the announcement (≤ 0.02)" in out
+    assert f"of {4 + rows} comparisons" in err
+
+    model = {"embedding": Qwen3VLEmbedder, "reranker": Qwen3VLReranker}[task](folder)
+    monkeypatch.setitem(FIGURES, Manifest.read(folder).name, results(model, picture))
+    assert main(["verify", str(folder)]) == 0
+    assert capsys.readouterr().out.count("pass  difference") >= rows
+
+
+def results(model: Qwen3VLEmbedder | Qwen3VLReranker, picture: Image.Image) -> list[list[float]]:
+    """Independently of what is tested: one call an input."""
+    documents = [{"text": DOCUMENT}, {"image": picture}, {"text": DOCUMENT, "image": picture}]
+    if isinstance(model, Qwen3VLReranker):
+        query = {"text": "A woman playing with her dog on a beach at sunset."}
+        request = {"query": query, "instruction": "Retrieval relevant image or text with user's query"}
+        return [[model.process({**request, "documents": [document]})[0] for document in documents]]
+    columns = np.concatenate([model.process([document]) for document in documents])
+    return [(model.process([{"text": query}]) @ columns.T)[0].tolist() for query in QUERIES]
+
+
+def test_without_the_picture_the_rest_is_verified(
+    published: Callable[[Task], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = published("embedding")
+    monkeypatch.setattr("runtime.verify_command.PICTURE", "http://127.0.0.1:9/demo.jpeg")
+    assert main(["verify", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "not compared with the announcement: http://127.0.0.1:9/demo.jpeg cannot be downloaded" in out
+    assert "passes" in out

@@ -12,6 +12,9 @@ from PIL import Image
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 from torch.nn import functional as F
+
+from export.reference import ReferenceEmbedder, ReferenceReranker
+from runtime.image import patchify
 from training.augment import PATCH, augmented, patches
 from training.checkpoint import new_model, read_weights
 from training.concepts import Concept
@@ -19,9 +22,6 @@ from training.model import Qwen3VL
 from training.prompts import Prompter
 from training.reranker import yes_logits
 from training.texts import said_about
-
-from export.reference import ReferenceEmbedder, ReferenceReranker
-from runtime.image import patchify
 
 Checkpoints = Callable[[Shape, Task], Path]
 TEXTS = ["a red car", "rain", "一辆红色的汽车"]

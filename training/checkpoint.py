@@ -10,6 +10,7 @@ from qwen_tokenizer import Task
 from random_checkpoint import companion_files, write_json
 from safetensors.torch import load_file, save_file
 
+from export.blueprint import DEFAULTS_NAME
 from export.config import read_config
 from training.model import Qwen3VL
 from training.tokenizer import VOCABULARY, added_id, write_tokenizer
@@ -51,7 +52,7 @@ def write_folder(folder: Path, vocabulary: dict[str, Any], task: Task) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder, vocabulary, task)
     config = config_json(SHAPE, "bfloat16") | {key: added_id(token) for key, token in TOKENS.items()}
-    files = companion_files(SHAPE, task) | {"config.json": config}
+    files = companion_files(SHAPE, task) | {"config.json": config, DEFAULTS_NAME: BUDGET}
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_json(folder / name, content)

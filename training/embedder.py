@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.blueprint import DEFAULTS
@@ -31,9 +31,23 @@ from training.tokenizer import learn_vocabulary
 DIMENSIONS = (128, 64, 32)
 BATCH = 128
 RATE = 1.5e-3
-SHARPEST = 60.0  # the largest factor before the softmax
+FIRST_SHARPNESS, SHARPEST = 14.0, 60.0  # factors of cosines before a softmax
 # What the published models are asked for on the query's side, and their default.
 INSTRUCTIONS = (DEFAULTS["embedding"].default_instruction, "Retrieve images or text relevant to the user's query.")
+
+
+class Anchors(nn.Module):
+    """A vector for each concept [concepts, D], learnt too and left behind: all concepts are negatives at every step."""
+
+    def __init__(self, concepts: int, size: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(concepts, size))
+        self.logarithm = nn.Parameter(torch.tensor(math.log(FIRST_SHARPNESS)))
+
+    @property
+    def sharpness(self) -> Tensor:
+        """The factor of cosines before a softmax."""
+        return self.logarithm.exp().clamp(max=SHARPEST)
 
 
 def main() -> None:
@@ -53,10 +67,13 @@ def main() -> None:
     data = Data(options.folder / "sources", prompter, concepts, seed=0)
     model = new_model(checkpoint)
     print(f"{sum(each.numel() for each in model.parameters()):,} parameters, {len(concepts)} concepts", flush=True)
-    scale = torch.nn.Parameter(torch.tensor(math.log(14.0)))
-    groups = [{"params": list(model.parameters()), "weight_decay": 0.05}, {"params": [scale], "weight_decay": 0.0}]
+    anchors = Anchors(len(concepts), model.table.shape[1])
+    groups = [
+        {"params": list(model.parameters()), "weight_decay": 0.05},
+        {"params": list(anchors.parameters()), "weight_decay": 0.0, "lr": 6 * RATE},
+    ]
     optimizer = torch.optim.AdamW(groups, RATE, (0.9, 0.98), fused=True)
-    step_loss = partial(loss, model, data, prompter, scale)
+    step_loss = partial(loss, model, data, prompter, anchors)
     measure = partial(recall, data=data, prompter=prompter)
     with (options.folder / "tiny.jsonl").open("w") as curve:
         for entry in train(model, step_loss, measure, optimizer, options.steps, options.every):
@@ -70,17 +87,14 @@ def frequent(prompts: list[str]) -> list[str]:
     return [*prompts, RERANK_SYSTEM, "system\nuser\nassistant\n<Instruct>: <Query>:\n<Document>: yes no NULL"] * 300
 
 
-def loss(model: Qwen3VL, data: Data, prompter: Prompter, scale: Tensor, step: int) -> Tensor:
-    """Two texts and a picture of each concept, or two pictures and a text, each pair against all others."""
-    sharpness = scale.exp().clamp(max=SHARPEST)
+def loss(model: Qwen3VL, data: Data, prompter: Prompter, anchors: Anchors, step: int) -> Tensor:
+    """A text and a picture of each concept against each other, and each of them against an anchor of every concept."""
     chosen = data.some_concepts(BATCH, hard=step % 2 == 0)
-    document, query = INSTRUCTIONS[0], INSTRUCTIONS[data.coin()]
-    views = [read_texts(model, data, prompter, chosen, query), look_at(model, data, prompter, chosen, document)]
-    third = read_texts if step // 2 % 2 else look_at
-    views.append(third(model, data, prompter, chosen, document))
-    pairs = [(0, 1, 1.0), (0, 2, 0.5 if third is read_texts else 1.0), (1, 2, 1.0 if third is read_texts else 0.5)]
-    terms = [weight * contrast(views[a], views[b], sharpness) for a, b, weight in pairs]
-    return sum(terms, start=torch.zeros(())) / sum(weight for _, _, weight in pairs)
+    texts = read_texts(model, data, prompter, chosen, INSTRUCTIONS[data.coin()])
+    pictures = look_at(model, data, prompter, chosen, INSTRUCTIONS[0])
+    target = torch.tensor(chosen)
+    to_anchors = [classified(each, anchors.table, target, anchors.sharpness) for each in (texts, pictures)]
+    return 0.5 * contrast(texts, pictures, anchors.sharpness) + 0.5 * torch.stack(to_anchors).mean()
 
 
 def read_texts(model: Qwen3VL, data: Data, prompter: Prompter, chosen: list[int], instruction: str) -> Tensor:
@@ -98,11 +112,15 @@ def look_at(model: Qwen3VL, data: Data, prompter: Prompter, chosen: list[int], i
 def contrast(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
     """InfoNCE in both directions, averaged over the Matryoshka dimensions."""
     target = torch.arange(len(left))
+    return (classified(left, right, target, scale) + classified(right, left, target, scale)) / 2
+
+
+def classified(vectors: Tensor, classes: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy of [B, D] over the cosines to [C, D], averaged over the Matryoshka dimensions."""
     terms = []
     for size in DIMENSIONS:
-        first, second = (F.normalize(each[:, :size], dim=-1) for each in (left, right))
-        logits = scale * first @ second.T
-        terms += [F.cross_entropy(logits, target), F.cross_entropy(logits.T, target)]
+        first, second = (F.normalize(each[:, :size], dim=-1) for each in (vectors, classes))
+        terms.append(F.cross_entropy(scale * first @ second.T, target))
     return torch.stack(terms).mean()
 
 
