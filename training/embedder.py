@@ -11,6 +11,7 @@ import math
 import random
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +19,24 @@ from torch.nn import functional as F
 
 from export.blueprint import DEFAULTS
 from runtime.prompt import RERANK_SYSTEM
-from training.checkpoint import new_model, write_folder, write_weights
-from training.concepts import read_concepts
+from training.checkpoint import new_model, read_weights, write_folder, write_weights
+from training.concepts import Concept, read_concepts
 from training.data import Data
-from training.evaluate import recall
+from training.evaluate import names, recall
 from training.model import Qwen3VL
 from training.prompts import Prompter
-from training.schedule import train
+from training.schedule import Point, train
 from training.texts import said_about
 from training.tokenizer import learn_vocabulary
 
 DIMENSIONS = (128, 64, 32)
 BATCH = 128
 RATE = 1.5e-3
-FIRST_SHARPNESS, SHARPEST = 14.0, 60.0  # factors of cosines before a softmax
+FIRST_SHARPNESS, LATER_SHARPNESS, SHARPEST = 14.0, 25.0, 60.0  # factors of cosines before a softmax
 # What the published models are asked for on the query's side, and their default.
 INSTRUCTIONS = (DEFAULTS["embedding"].default_instruction, "Retrieve images or text relevant to the user's query.")
+
+SCAFFOLD = "system\nuser\nassistant\n<Instruct>: <Query>:\n<Document>: yes no NULL"  # the other words of the prompts
 
 
 class Anchors(nn.Module):
@@ -43,6 +46,11 @@ class Anchors(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.randn(concepts, size))
         self.logarithm = nn.Parameter(torch.tensor(math.log(FIRST_SHARPNESS)))
+
+    def start_at(self, vectors: Tensor) -> None:
+        """Begin with vectors [concepts, D] instead of random ones."""
+        self.table.data.copy_(vectors)
+        self.logarithm.data.fill_(math.log(LATER_SHARPNESS))
 
     @property
     def sharpness(self) -> Tensor:
@@ -55,36 +63,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--every", type=int, default=250, help="steps between evaluations")
+    parser.add_argument("--every", type=int, default=200, help="steps between evaluations; each writes the weights")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the weights that are there, with a new cosine"
+    )
     options = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(options.resume)
     checkpoint = options.folder / "tiny"
     concepts = read_concepts(options.folder / "sources")
-    corpus = [text for each in concepts for texts in said_about(each, random.Random(0)).values() for text in texts]
-    prompts = [each.default_instruction for each in DEFAULTS.values()] + list(INSTRUCTIONS)
-    write_folder(checkpoint, learn_vocabulary([*corpus, *frequent(prompts)]), "embedding")
+    if not options.resume:
+        write_folder(checkpoint, learn_vocabulary(corpus(concepts)), "embedding")
     prompter = Prompter(checkpoint)
-    data = Data(options.folder / "sources", prompter, concepts, seed=0)
+    data = Data(options.folder / "sources", prompter, concepts, seed=int(options.resume))
     model = new_model(checkpoint)
     print(f"{sum(each.numel() for each in model.parameters()):,} parameters, {len(concepts)} concepts", flush=True)
     anchors = Anchors(len(concepts), model.table.shape[1])
-    groups = [
-        {"params": list(model.parameters()), "weight_decay": 0.05},
-        {"params": list(anchors.parameters()), "weight_decay": 0.0, "lr": 6 * RATE},
-    ]
-    optimizer = torch.optim.AdamW(groups, RATE, (0.9, 0.98), fused=True)
+    if options.resume:
+        read_weights(checkpoint, model)
+        anchors.start_at(names(model, data, prompter, "en"))
+    optimizer = torch.optim.AdamW(parameters(model, anchors), RATE, (0.9, 0.98), fused=True)
     step_loss = partial(loss, model, data, prompter, anchors)
-    measure = partial(recall, data=data, prompter=prompter)
-    with (options.folder / "tiny.jsonl").open("w") as curve:
+
+    def measure(average: Qwen3VL) -> Point:
+        write_weights(checkpoint, average)
+        return recall(average, data, prompter)
+
+    with (options.folder / "tiny.jsonl").open("a" if options.resume else "w") as curve:
         for entry in train(model, step_loss, measure, optimizer, options.steps, options.every):
             print(json.dumps(entry), file=curve, flush=True)
             print(entry, flush=True)
-    write_weights(checkpoint, model)
 
 
-def frequent(prompts: list[str]) -> list[str]:
-    """The words of the prompts, often enough to become tokens."""
-    return [*prompts, RERANK_SYSTEM, "system\nuser\nassistant\n<Instruct>: <Query>:\n<Document>: yes no NULL"] * 300
+def parameters(model: Qwen3VL, anchors: Anchors) -> list[dict[str, Any]]:
+    """What is learnt, and how fast: anchors have nothing but themselves to learn and may jump."""
+    return [
+        {"params": list(model.parameters()), "weight_decay": 0.05},
+        {"params": list(anchors.parameters()), "weight_decay": 0.0, "lr": 6 * RATE},
+    ]
+
+
+def corpus(concepts: list[Concept]) -> list[str]:
+    """What the tokenizer learns from: all that is said about the concepts, and the prompts around it."""
+    chance = random.Random(0)
+    said = [text for each in concepts for texts in said_about(each, chance).values() for text in texts]
+    defaults = [each.default_instruction for each in DEFAULTS.values()]
+    return [*said, *[*defaults, *INSTRUCTIONS, RERANK_SYSTEM, SCAFFOLD] * 300]  # often enough to become tokens
 
 
 def loss(model: Qwen3VL, data: Data, prompter: Prompter, anchors: Anchors, step: int) -> Tensor:

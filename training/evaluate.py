@@ -37,7 +37,7 @@ class Retrieval:
 @torch.no_grad()
 def retrieval(model: Qwen3VL, data: Data, prompter: Prompter, language: str = "en") -> Retrieval:
     """Names of a language against pictures of the unseen style."""
-    return Retrieval(_names(model, data, prompter, language) @ _embedded(model, data.unseen, prompter).T)
+    return Retrieval(names(model, data, prompter, language) @ _embedded(model, data.unseen, prompter).T)
 
 
 def recall(model: Qwen3VL, data: Data, prompter: Prompter) -> Point:
@@ -63,8 +63,8 @@ def hits(ranks: Tensor, count: int) -> float:
 @torch.no_grad()
 def confusable(model: Qwen3VL, data: Data, prompter: Prompter, count: int = 24) -> list[list[int]]:
     """For each concept the others whose drawings, over all training styles, are nearest to its English name."""
-    names = _names(model, data, prompter, "en")
-    similarity = torch.stack([names @ _embedded(model, style, prompter).T for style in data.drawings]).mean(0)
+    queries = names(model, data, prompter, "en")
+    similarity = torch.stack([queries @ _embedded(model, style, prompter).T for style in data.drawings]).mean(0)
     similarity.fill_diagonal_(-2)
     nearest: list[list[int]] = similarity.topk(count, 1).indices.tolist()
     return nearest
@@ -77,13 +77,13 @@ def reranked(model: Qwen3VL, data: Data, prompter: Prompter, found: Retrieval, e
 
     batch = as_batch(on_white(data.unseen, SIZE))
     pictures = _looked(model, batch.patches, batch.grid)
-    names = prompter.ids([each.names["en"] for each in data.concepts])
-    chosen = torch.arange(0, len(names), every)
+    said = prompter.ids([each.names["en"] for each in data.concepts])
+    chosen = torch.arange(0, len(said), every)
     candidates = found.candidates()[chosen]
     scores = []
     for some in torch.arange(len(chosen)).split(CHUNK // 8):
         documents = candidates[some].flatten()
-        queries: list[Ids] = [names[i] for i in chosen[some].tolist() for _ in range(RECALLED)]
+        queries: list[Ids] = [said[i] for i in chosen[some].tolist() for _ in range(RECALLED)]
         contents = [prompter.picture(batch.cells)] * len(documents)
         prompts = prompter.reranking(queries, contents, RERANK_INSTRUCTION, [batch.cells])
         hidden = model.read(prompts, pictures.taken(documents))
@@ -110,8 +110,9 @@ def _embedded(model: Qwen3VL, drawings: Tensor, prompter: Prompter) -> Tensor:
     return F.normalize(torch.cat(parts), dim=-1)
 
 
-def _names(model: Qwen3VL, data: Data, prompter: Prompter, language: str) -> Tensor:
-    """Unit vectors [N, D] of the names."""
-    names = prompter.ids([each.names[language] for each in data.concepts])
-    parts = [model.read(prompter.embedding(names[i : i + CHUNK], INSTRUCTION)) for i in range(0, len(names), CHUNK)]
+@torch.no_grad()
+def names(model: Qwen3VL, data: Data, prompter: Prompter, language: str) -> Tensor:
+    """Unit vectors [N, D] of the concepts' names."""
+    said = prompter.ids([each.names[language] for each in data.concepts])
+    parts = [model.read(prompter.embedding(said[i : i + CHUNK], INSTRUCTION)) for i in range(0, len(said), CHUNK)]
     return F.normalize(torch.cat(parts), dim=-1)

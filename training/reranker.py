@@ -18,7 +18,7 @@ from export.blueprint import DEFAULTS
 from training.checkpoint import new_model, read_vocabulary, read_weights, write_folder, write_weights
 from training.concepts import read_concepts
 from training.data import Data
-from training.evaluate import Retrieval, confusable, reranked, retrieval
+from training.evaluate import confusable, reranked, retrieval
 from training.model import Qwen3VL
 from training.prompts import Prompter
 from training.schedule import Point, train
@@ -50,16 +50,15 @@ def main() -> None:
     data.replace_neighbours(confusable(embedder, data, embedding_prompter))
     optimizer = torch.optim.AdamW(model.parameters(), RATE, (0.9, 0.98), weight_decay=0.05, fused=True)
     step_loss = partial(loss, model, data, prompter)
-    measure = partial(_measure, data=data, prompter=prompter, found=found)
+
+    def measure(average: Qwen3VL) -> Point:
+        write_weights(checkpoint, average)
+        return reranked(average, data, prompter, found, every=4)
+
     with (options.folder / "tiny-reranker.jsonl").open("w") as curve:
         for entry in train(model, step_loss, measure, optimizer, options.steps, options.every):
             print(json.dumps(entry), file=curve, flush=True)
             print(entry, flush=True)
-    write_weights(checkpoint, model)
-
-
-def _measure(model: Qwen3VL, data: Data, prompter: Prompter, found: Retrieval) -> Point:
-    return reranked(model, data, prompter, found, every=6)
 
 
 def loss(model: Qwen3VL, data: Data, prompter: Prompter, step: int) -> Tensor:
