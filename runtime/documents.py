@@ -91,7 +91,7 @@ def read_documents(path: str) -> list[Document]:
             return [_document(path, None, {"text": _text(path)})]
         return [_of_line(path, line, value) for line, value in numbered_json_lines(path)]
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); check that it is there.") from error
 
 
 def display_name(path: str, line: int | None) -> str:

@@ -155,13 +155,13 @@ class SearchIndex:
         from filelock import FileLock, Timeout  # of the extra `search`
 
         lock = FileLock(self.folder / LOCK)
-        try:
-            with explained(self.folder):
+        with explained(self.folder):
+            try:
                 lock.acquire(timeout=0)
-        except Timeout:
-            raise SearchIndexError(
-                f"another process is writing to {self.folder}; wait for it, or give --index another folder."
-            ) from None
+            except Timeout:  # an OSError too
+                raise SearchIndexError(
+                    f"another process is writing to {self.folder}; wait for it, or give --index another folder."
+                ) from None
         try:
             yield
         finally:

@@ -120,11 +120,11 @@ class Indexer:
             skipped=skipped,
         )
         for each in skipped:
-            self._failed[batch[each.index].sha256] = str(each.error).removeprefix(f"inputs[{each.index}]: ")
+            self._failed[batch[each.index].sha256] = str(each.error).removeprefix(f"inputs[{each.index}]")
         states = {reading.file.path: reading.file for reading in self._waiting}
         for document in batch:
             if _changed(states[document.path]):
-                self._failed.setdefault(document.sha256, "was written to while it was read; run the same again.")
+                self._failed.setdefault(document.sha256, " was written to while it was read; run the same again.")
         good = [n for n, document in enumerate(batch) if document.sha256 not in self._failed]
         contents = tuple(batch[n].sha256 for n in good)
         self._changes.embedded += len(contents)
@@ -174,6 +174,6 @@ def _changed(file: FoundFile) -> bool:
 
 
 def _sentence(document: Document, problem: str) -> str:
-    """What is wrong with a document, its name at the beginning."""
-    problem = problem if document.line is not None else problem.removeprefix("image: ")
-    return problem if problem.startswith(document.path) else f"{document.name}: {problem}"
+    """What is wrong with a document, as from behind its name, with the name."""
+    plain = problem.removeprefix(": ").removeprefix("image: ")
+    return plain if plain.startswith(document.path) else f"{document.name}{problem}"

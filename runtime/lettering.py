@@ -1,12 +1,18 @@
-"""Words in pictures: a font that has their characters, or escapes where there is none; lines that fit a width."""
+"""Words in pictures: a font that has their characters, or what stands for those that no font has; lines that fit."""
 
+import unicodedata
+from bisect import bisect_right
 from functools import cache
 
 from PIL import ImageFont
 
-# What other scripts than Latin are written in on the usual systems; Pillow looks for them where fonts are kept.
-FALLBACKS = ("NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc", "DejaVuSans.ttf", "arial.ttf", "Arial Unicode.ttf")
+# Pillow's own font has little more than ASCII. It looks for these where the usual systems keep theirs.
+FALLBACKS = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "segoeui.ttf", "arial.ttf", "Arial Unicode.ttf"),
+    *("NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc", "Hiragino Sans GB.ttc"),
+)
 NOWHERE = "\U0010fffe"  # a code point that no font has a character for
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 ELLIPSIS = "..."
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -22,7 +28,7 @@ def font_named(name: str | None, size: int) -> Font | None:
 
 
 def lettering(text: str, size: int) -> tuple[str, Font]:
-    """The text and the font to draw it with; characters that no font has become escapes such as \\u9e2d."""
+    """The text and the font to draw it with; without any that has all, letters lose accents or become \\u9e2d."""
     own = font_named(None, size)
     assert own is not None
     if all(_has(None, size, each) for each in text):
@@ -31,8 +37,7 @@ def lettering(text: str, size: int) -> tuple[str, Font]:
         font = font_named(name, size)
         if font is not None and all(_has(name, size, each) for each in text):
             return text, font
-    known = (each if _has(None, size, each) else each.encode("unicode_escape").decode("ascii") for each in text)
-    return "".join(known), own
+    return "".join(each if _has(None, size, each) else _stand_in(each) for each in text), own
 
 
 def wrapped(text: str, font: Font, width: int, lines: int) -> list[str]:
@@ -46,7 +51,7 @@ def wrapped(text: str, font: Font, width: int, lines: int) -> list[str]:
             rest = rest[len(line) :].lstrip()
     if len(found) > lines:
         found = found[:lines]
-        found[-1] = _shortened(found[-1] + ELLIPSIS, font, width)
+        found[-1] = found[-1][: _fitting(found[-1], font, width - font.getlength(ELLIPSIS))] + ELLIPSIS
     return found
 
 
@@ -54,26 +59,30 @@ def elided(text: str, font: Font, width: int) -> str:
     """A name that fits: where it is too long, its end, which tells files of a folder apart."""
     if font.getlength(text) <= width:
         return text
-    while len(text) > 1 and font.getlength(ELLIPSIS + text) > width:
-        text = text[1:]
-    return ELLIPSIS + text
+    room = width - font.getlength(ELLIPSIS)
+    lost = bisect_right(range(len(text)), -room, key=lambda start: -font.getlength(text[start:]))
+    return ELLIPSIS + text[lost:]
 
 
 def _beginning(text: str, font: Font, width: int) -> str:
     """As many words as fit, or characters where not even one does."""
-    fitting = 1
-    while fitting < len(text) and font.getlength(text[: fitting + 1]) <= width:
-        fitting += 1
+    fitting = max(1, _fitting(text, font, width))
     if fitting == len(text):
         return text
     space = text.rfind(" ", 0, fitting + 1)
     return text[:space] if space > 0 else text[:fitting]
 
 
-def _shortened(text: str, font: Font, width: int) -> str:
-    while len(text) > len(ELLIPSIS) and font.getlength(text) > width:
-        text = text[: -len(ELLIPSIS) - 1] + ELLIPSIS
-    return text
+def _fitting(text: str, font: Font, width: float) -> int:
+    """How many of the first characters fit."""
+    return bisect_right(range(1, len(text) + 1), width, key=lambda count: font.getlength(text[:count]))
+
+
+def _stand_in(character: str) -> str:
+    if character in DASHES:
+        return "-"
+    base = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode("ascii")
+    return base if base.isprintable() and base else character.encode("unicode_escape").decode("ascii")
 
 
 @cache

@@ -17,7 +17,7 @@ def require_writable(output: Path, option: str = "--output", suffixes: Sequence[
     """InputError where `output`, given as `option`, cannot be written: found before the work, not after it."""
     if output.suffix not in suffixes:
         ending = f"does not end in {suffixes[0]}" if len(suffixes) == 1 else f"ends in neither {' nor '.join(suffixes)}"
-        raise InputError(f"{option} {output} {ending}; choose {'it' if len(suffixes) == 1 else 'one of them'}.")
+        raise InputError(f"{option} {output} {ending}; {'rename it' if len(suffixes) == 1 else 'choose one of them'}.")
     if not output.parent.is_dir():
         raise InputError(f"{option} {output}: there is no folder {output.parent}; create it or choose another.")
     if output.exists() and not output.is_file():

@@ -155,10 +155,9 @@ def rerank(
     request["documents"] = [{key: item[key] for key in CONTENT_KEYS if key in item} for item in usable.values()]
     unusable: list[Skipped] = []
     found = reranker.process(request, on_error="skip", skipped=unusable)
-    names = [next(hit.name for hit in hits if hit.sha256 == sha256) for sha256 in usable]
-    problems += [
-        f"{names[each.index]}: {str(each.error).removeprefix(f'documents[{each.index}]: ')}" for each in unusable
-    ]
+    for each in unusable:
+        name = next(hit.name for hit in hits if hit.sha256 == list(usable)[each.index])
+        problems.append(name + str(each.error).removeprefix(f"documents[{each.index}]"))
     scores = {sha256: None if math.isnan(score) else score for sha256, score in zip(usable, found, strict=True)}
     scored = [replace(hit, score=scores.get(hit.sha256)) for hit in hits]
     return sorted(scored, key=lambda hit: -1.0 if hit.score is None else hit.score, reverse=True)

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "quant", "export")
 # Distributions each package may use beside the standard library; `export/reference*.py` adds the torch reference.
 ALLOWED = {
-    "runtime": {"runtime", "numpy", "PIL", "tokenizers", "onnxruntime", "tqdm", "av"},
+    "runtime": {"runtime", "numpy", "PIL", "tokenizers", "onnxruntime", "tqdm", "av", "filelock", "usearch"},
     "quant": {"quant", "runtime", "numpy", "PIL", "ml_dtypes", "onnxruntime", "tqdm", "onnx", "matplotlib"},
     "export": {
         *("export", "quant", "runtime", "numpy", "PIL", "onnxruntime", "tqdm"),
@@ -31,6 +31,7 @@ LAZY = {
     "huggingface_hub": "export/source.py",
     "matplotlib": "quant/plot.py",
     "onnx": "quant/taps.py",
+    "usearch": "runtime/vector_store.py",
 }
 ONLY = {"onnx_ir": "export/graph.py", "tokenizers": "runtime/tokens.py"}
 
@@ -144,11 +145,13 @@ def test_the_runtime_loads_nothing_heavy() -> None:
     found = loaded("runtime")
     assert {"runtime", "numpy", "onnxruntime"} <= found
     assert not found & {*REFERENCE, "onnx", "onnx_ir", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
+    assert not found & {"filelock", "usearch"}
 
 
 def test_no_module_of_the_runtime_does() -> None:
     found = loaded(*modules_of("runtime"))
     assert not found & {*REFERENCE, "onnx", "onnx_ir", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
+    assert not found & {"filelock", "usearch"}
 
 
 def test_exporting_and_quantising_load_no_torch() -> None:
@@ -166,6 +169,7 @@ def test_what_is_public() -> None:
     assert set(runtime.__all__) == {
         "CheckpointError",
         "FetchLimits",
+        "Hit",
         "InputError",
         "MediaError",
         "MissingExtraError",
@@ -175,8 +179,11 @@ def test_what_is_public() -> None:
         "Qwen3VLEmbedder",
         "Qwen3VLError",
         "Qwen3VLReranker",
+        "SearchIndexError",
+        "Searcher",
         "Skipped",
         "__version__",
+        "rerank",
     }
     assert all(hasattr(runtime, name) for name in runtime.__all__)
 
