@@ -36,8 +36,10 @@ DESCRIPTION = """Embed the pictures and texts of folders into an index, and sear
   python -m runtime search EMBEDDER --index DIR --text "a red car" --reranker RERANKER
 
 Pictures are .png .jpg .jpeg .webp .gif .bmp, texts are .txt and .md (one each) and .jsonl (one a line: a string, or a
-dict as `process` takes it). Only what is new or changed is embedded. Results: rank, the reranker's score if there is
-one, the cosine, the path."""
+dict as `process` takes it, its paths starting at the file). Only what is new or changed is embedded, and a run that was
+ended goes on where it was. An index keeps to the package, the options (--max-pixels, ...) and the store that it was
+made with: those that are not given are the index's, others are refused. Results: rank, the reranker's score if there is
+one, the cosine, the path. Exit code 1: something was skipped."""
 
 
 def add_search(commands: Any) -> None:

@@ -6,6 +6,11 @@ binary    a bit a number, most significant first (numpy.packbits), 1 for a posit
 
 Exact search of 100,000 vectors of 512 numbers took 12 ms (float32), 7 ms (int8) and 4 ms (binary) on two cores of an
 AMD EPYC with AVX-512: an approximate index would only lose some.
+
+What of float32's first ten is found among 20,000 made-up vectors with a decaying spectrum: int8 0.99 at 512 numbers and
+1.00 at 2,048. Binary 0.40 and 0.59 by the signs alone, 0.53 and 0.71 when four times as many are compared with the
+query's own numbers, which is all that signs can tell (40 times as many give no more); of the first hundred so found,
+0.98 and 1.00 hold them, so that a reranker loses little.
 """
 
 from dataclasses import dataclass
@@ -79,7 +84,9 @@ class VectorStore:
         search, metric = _usearch()
         kinds = {"float32": metric.IP, "int8": metric.Cos, "binary": metric.Hamming}
         encoded = np.ascontiguousarray(self.encode(query[None]).rows[0])
-        options = {"exact": True, "threads": default_threads()} | ({"dtype": "b1"} if self.name == "binary" else {})
+        # Without it, versions before 2.26 take packed bits for numbers.
+        bits = {"dtype": "b1"} if self.name == "binary" else {}
+        options = bits | {"exact": True, "threads": default_threads()}
         found = search(rows, encoded, min(count, len(rows)), kinds[self.name], **options)
         return np.asarray(found.keys, np.int64)
 
@@ -102,6 +109,8 @@ def require_search_extra() -> None:
 
 def _usearch() -> tuple[Any, Any]:
     """usearch's exact search and its metrics."""
+    # onnxruntime has to be imported before usearch, as this module does: the other way round the process ends (2.26.6
+    # and 1.32, SIGSEGV).
     try:
         from usearch.compiled import MetricKind
         from usearch.index import search
