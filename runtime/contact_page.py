@@ -50,7 +50,7 @@ def contact_page(query: Preview, words: str, tiles: Sequence[Tile]) -> str:
     return PAGE.format(
         style=STYLE,
         title=_text(query.text) or "picture",
-        query="" if query.picture is None else _image(query.picture),
+        query="" if query.picture is None else _image(query.picture, ""),
         words=_text(words),
         tiles="\n".join(map(_figure, tiles)),
     )
@@ -58,7 +58,7 @@ def contact_page(query: Preview, words: str, tiles: Sequence[Tile]) -> str:
 
 def _figure(tile: Tile) -> str:
     preview, (first, *others) = tile.preview, tile.figures
-    content = f"<p>{_text(preview.text)}</p>" if preview.picture is None else _image(preview.picture)
+    content = f"<p>{_text(preview.text)}</p>" if preview.picture is None else _image(preview.picture, preview.text)
     return FIGURE.format(
         content=content, rank=tile.rank, first=_text(first), others=_text("  ".join(others)), name=_text(tile.name)
     )
@@ -69,7 +69,9 @@ def _text(text: str) -> str:
     return escape(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def _image(picture: Image.Image) -> str:
+def _image(picture: Image.Image, text: str) -> str:
+    """`text` goes with the picture, and is shown under the pointer."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode("ascii")}">'
+    words, content = _text(text), base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img alt="{words}" title="{words}" src="data:image/jpeg;base64,{content}">'

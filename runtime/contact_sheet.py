@@ -11,6 +11,7 @@ COLUMNS = 5
 MARGIN, GAP = 24, 16
 TILE = 240  # side of a tile's picture
 CAPTION = 64  # below it
+STRIP = 26  # at its bottom, for words that go with it
 QUERY = 144  # side of the query's picture
 HEADER = QUERY + 3 * MARGIN
 LARGE, MIDDLE, SMALL = 24, 16, 14
@@ -54,6 +55,10 @@ def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int,
     left, top = corner
     if tile.preview.picture is not None:
         _draw_picture(sheet, draw, corner, TILE, tile.preview.picture)
+        text, font = lettering(tile.preview.text, SMALL)
+        for line in wrapped(text, font, TILE - 16, 1):  # of a document that is a picture with words
+            draw.rectangle((left, top + TILE - STRIP, left + TILE - 1, top + TILE - 1), PAPER, LINE)
+            draw.text((left + 8, top + TILE - STRIP + 5), line, INK, font)
     else:
         draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), PAPER, LINE)
         text, font = lettering(tile.preview.text, MIDDLE)

@@ -103,7 +103,7 @@ class SearchIndex:
         self._seen = None
 
     def settle(self) -> None:
-        """Drop rows that nothing refers to, where they are more than half of all. Raises SearchIndexError."""
+        """At the end of writing: drop rows that nothing refers to, where they are the most. Raises SearchIndexError."""
         rows = np.array(sorted(self.entries.holders()), np.int64)
         if 2 * len(rows) >= len(self.entries.contents):
             return

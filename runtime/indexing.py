@@ -20,7 +20,7 @@ MOST_WAITING = 256  # files whose contents are all known, before that is written
 
 @dataclass
 class Changes:
-    """What adding a folder did to an index, in documents; `skipped` has a sentence for each that is left out."""
+    """What was done to an index, in documents; `skipped` has a sentence for each that was left out."""
 
     embedded: int = 0
     unchanged: int = 0

@@ -57,8 +57,9 @@ def wrapped(text: str, font: Font, width: int, lines: int) -> list[str]:
 
 def elided(text: str, font: Font, width: int) -> str:
     """A name that fits: where it is too long, its end, which tells files of a folder apart."""
-    if font.getlength(text) <= width:
+    if len(text) <= width and font.getlength(text) <= width:
         return text
+    text = text[-width:]  # hardly any takes less than a pixel
     room = width - font.getlength(ELLIPSIS)
     lost = bisect_right(range(len(text)), -room, key=lambda start: -font.getlength(text[start:]))
     return ELLIPSIS + text[lost:]
@@ -75,7 +76,8 @@ def _beginning(text: str, font: Font, width: int) -> str:
 
 def _fitting(text: str, font: Font, width: float) -> int:
     """How many of the first characters fit."""
-    return bisect_right(range(1, len(text) + 1), width, key=lambda count: font.getlength(text[:count]))
+    most = min(len(text), max(0, int(width)))  # hardly any takes less than a pixel
+    return bisect_right(range(1, most + 1), width, key=lambda count: font.getlength(text[:count]))
 
 
 def _stand_in(character: str) -> str:

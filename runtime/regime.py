@@ -9,6 +9,7 @@ from typing import Any, Self
 from runtime.encode import EncodeOptions
 from runtime.manifest import Manifest
 
+OF_THE_PACKAGE = ("weights", "precision", "target")
 SHOWN = 40  # characters of an instruction in a message
 SHOWN_HASH = 12
 
@@ -49,6 +50,10 @@ class Regime:
             options.strict_video_budget,
             options.exact_resize,
         )
+
+    def options(self) -> dict[str, Any]:
+        """The fields that a caller may choose, under the names of Qwen3VLEmbedder's arguments."""
+        return {name: value for name, value in asdict(self).items() if name not in OF_THE_PACKAGE}
 
     def differences(self, here: "Regime") -> list[str]:
         """A few words for each field in which `here` is another one."""

@@ -152,17 +152,17 @@ def _open(options: argparse.Namespace) -> Searcher:
     header = Header.read(options.index)
     if header is None and not options.add:
         raise InputError(f"{options.index} holds no index; make one with --add FOLDER, or check the path.")
-    chosen = constructor_options(options)
-    if header is not None:
-        for name in ("max_pixels", "fps", "max_frames", "strict_video_budget"):
-            chosen[name] = chosen[name] or getattr(header.regime, name)
-    embedder = Qwen3VLEmbedder(options.package, **chosen | {"show_progress": False})
+    own = header.regime.options() if header else {}
+    given = {
+        name: each for name, each in constructor_options(options).items() if each is not None and each is not False
+    }
+    embedder = Qwen3VLEmbedder(options.package, **own | given | {"show_progress": False})
     return Searcher(
         embedder,
         options.index,
         store=options.store,
         dimensions=options.dimensions,
-        show_progress=chosen["show_progress"],
+        show_progress=bool(given.get("show_progress")),
     )
 
 
