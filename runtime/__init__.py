@@ -17,14 +17,17 @@ from runtime.errors import (
     OutOfMemoryError,
     PackageError,
     Qwen3VLError,
+    SearchIndexError,
 )
 from runtime.package import Skipped
 from runtime.reranker import Qwen3VLReranker
+from runtime.search import Hit, Searcher, rerank
 from runtime.version import VERSION as __version__
 
 __all__ = [
     "CheckpointError",
     "FetchLimits",
+    "Hit",
     "InputError",
     "MediaError",
     "MissingExtraError",
@@ -34,6 +37,9 @@ __all__ = [
     "Qwen3VLEmbedder",
     "Qwen3VLError",
     "Qwen3VLReranker",
+    "SearchIndexError",
+    "Searcher",
     "Skipped",
     "__version__",
+    "rerank",
 ]

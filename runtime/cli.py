@@ -12,6 +12,7 @@ from runtime.errors import Qwen3VLError
 from runtime.plan_command import add_plan
 from runtime.rerank_command import add_rerank
 from runtime.results import give_up_standard_output, print_line
+from runtime.search_command import add_search
 from runtime.verify_command import add_verify
 from runtime.version import VERSION
 
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   python -m runtime embed PACKAGE --input items.jsonl --output vectors.npy --dimensions 512
   python -m runtime rerank PACKAGE --query "a red car" --image car.jpg --text "a blue bicycle"
   python -m runtime rerank PACKAGE --input requests.jsonl
+  python -m runtime search EMBEDDER --index DIR --add photos --text "a red car" --reranker RERANKER --sheet out.png
   python -m runtime plan PACKAGE --image 4000x3000 --video 30s@1280x720 --ram 4GB
   python -m runtime bench PACKAGE --quick --json machine.json
   python -m runtime check PACKAGE
@@ -37,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qwen3vl-edge {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add_command in (add_embed, add_rerank, add_plan, add_bench, add_check, add_verify):
+    for add_command in (add_embed, add_rerank, add_search, add_plan, add_bench, add_check, add_verify):
         add_command(commands)
     return parser
 
@@ -67,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader went away, as `head` does
         give_up_standard_output()
         return 141
-    except KeyboardInterrupt:
-        print("error: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as error:  # a command may say what is left and what to do
+        print(f"error: interrupted{error}.", file=sys.stderr)
         return 130
     for complaint in complaints:
         print(complaint, file=sys.stderr)

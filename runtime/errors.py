@@ -7,6 +7,7 @@ Qwen3VLError
 ├── OutOfMemoryError  there is not enough memory to open a package or to compute an input
 ├── NotFiniteError    an input's result holds NaN or infinity
 ├── CheckpointError   a checkpoint cannot be found, read or exported
+├── SearchIndexError  an index folder is foreign, damaged, in use or made with another package
 └── MissingExtraError an optional library is not installed
 """
 
@@ -37,6 +38,10 @@ class NotFiniteError(Qwen3VLError, ArithmeticError):
 
 class CheckpointError(Qwen3VLError):
     """A checkpoint cannot be found, read or exported."""
+
+
+class SearchIndexError(Qwen3VLError):
+    """An index folder of `python -m runtime search` cannot be used as it is."""
 
 
 class MissingExtraError(Qwen3VLError, ImportError):

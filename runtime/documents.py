@@ -1,0 +1,168 @@
+"""What an index is made of: the files of a folder, and the documents in them.
+
+.png .jpg .jpeg .webp .gif .bmp   a picture        .txt .md   a text, UTF-8
+.jsonl                            a document a line: a string, or a dict as `process` takes it without an instruction;
+                                  paths in it start at the file's folder
+Hidden files and folders are left out, and folders that are links.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InputError
+from runtime.json_lines import numbered_json_lines
+from runtime.manifest import sha256_of
+from runtime.media import SCHEME
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+TEXTS = (".txt", ".md")
+LINES = ".jsonl"
+MEDIA_KEYS = ("image", "video")
+MOST_TEXT = 64 * 2**20  # bytes; more than 8,192 tokens of a text are never looked at
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file that holds documents, by its absolute path."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document: its place, what `process` takes, and SHA-256 of that with the content of local files in it.
+
+    `problem` says why there is neither.
+    """
+
+    path: str
+    line: int | None
+    item: dict[str, Any]
+    sha256: str
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """As `display_name`."""
+        return display_name(self.path, self.line)
+
+
+def find_files(folder: str, unreadable: list[tuple[str, str]]) -> Iterator[FoundFile]:
+    """The files with documents below `folder`, in the order of their names; (path, reason) of what cannot be seen."""
+
+    def note(error: OSError) -> None:
+        unreadable.append((str(error.filename), error.strerror or str(error)))
+
+    for parent, folders, names in os.walk(folder, onerror=note):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.startswith(".") or os.path.splitext(name)[1].lower() not in (*PICTURES, *TEXTS, LINES):
+                continue
+            path = os.path.join(parent, name)
+            try:
+                found = os.stat(path)
+            except OSError as error:
+                note(error)
+                continue
+            if stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+                yield FoundFile(path, found.st_size, found.st_mtime_ns)
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether an absolute path is that of `folder` or of something in it."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def read_documents(path: str) -> list[Document]:
+    """The documents of a file. Raises InputError where it cannot be read at all."""
+    suffix = os.path.splitext(path)[1].lower()
+    try:
+        if suffix in PICTURES:
+            return [_document(path, None, {"image": Path(path)})]
+        if suffix in TEXTS:
+            return [_document(path, None, {"text": _text(path)})]
+        return [_of_line(path, line, value) for line, value in numbered_json_lines(path)]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); check that it is there.") from error
+
+
+def display_name(path: str, line: int | None) -> str:
+    """A path for people: from the working folder where it is below it, and on one line."""
+    return one_line(relative(path) + ("" if line is None else f":{line}"))
+
+
+def relative(path: str) -> str:
+    """An absolute path from the working folder where it is below it."""
+    here = os.getcwd()
+    return os.path.relpath(path, here) if is_below(path, here) and path != here else path
+
+
+def one_line(text: str) -> str:
+    """`text` with control characters and lone surrogates as escapes."""
+    return "".join(
+        each if each.isprintable() or each == " " else each.encode("unicode_escape").decode("ascii") for each in text
+    )
+
+
+def _text(path: str) -> str:
+    size = os.stat(path).st_size
+    if size > MOST_TEXT:
+        raise InputError(f"{path} has {size:,} bytes, more than {MOST_TEXT:,} of a text; cut it into several files.")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason}); convert it.") from error
+    if not text.strip():
+        raise InputError(f"{path} holds no text; write some or remove it.")
+    return text
+
+
+def _of_line(path: str, line: int, value: Any) -> Document:
+    item = {"text": value} if isinstance(value, str) else value
+    where = f"{path}, line {line}"
+    if not isinstance(item, dict):
+        return Document(path, line, {}, "", f'{where} is neither a text nor a dict; write {{"text": ...}}.')
+    if "instruction" in item:
+        return Document(
+            path, line, {}, "", f"{where} has an instruction of its own; documents share the package's, so remove it."
+        )
+    try:
+        return _document(path, line, item)
+    except OSError as error:
+        return Document(path, line, {}, "", f"{where}: {error.filename} cannot be read ({error.strerror}).")
+
+
+def _document(path: str, line: int | None, item: dict[str, Any]) -> Document:
+    """The paths of `item` made absolute, and its hash. Raises OSError."""
+    folder, located, stamped = os.path.dirname(path), dict(item), dict(item)
+    for key in MEDIA_KEYS:
+        if key in item:
+            located[key], stamped[key] = _located(item[key], folder), _stamped(item[key], folder)
+    content = json.dumps(stamped, sort_keys=True)
+    return Document(path, line, located, hashlib.sha256(content.encode("ascii")).hexdigest())
+
+
+def _located(value: Any, folder: str) -> Any:
+    """A path, or each of a list of them, from `folder`; an address stays as it is."""
+    if isinstance(value, list):
+        return [_located(each, folder) for each in value]
+    return Path(folder, value) if _is_path(value) else value
+
+
+def _stamped(value: Any, folder: str) -> Any:
+    """The same with the content of each file in its place."""
+    if isinstance(value, list):
+        return [_stamped(each, folder) for each in value]
+    return {"sha256": sha256_of(Path(folder, value))} if _is_path(value) else value
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and not SCHEME.match(value))

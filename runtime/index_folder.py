@@ -1,0 +1,182 @@
+"""An index on the disk. A process that writes holds its lock; those that search look at what is whole and need none.
+
+index/
+├── index.json       runtime/index_header.py: what it was made with, and the generation G of the files below
+├── vectors.G.bin    a row a content, as runtime/vector_store.py says; only appended to, mapped when searched
+├── scales.G.bin     float32, a number a row; of int8 only
+├── entries.G.log    runtime/index_entries.py: which contents and files there are; only appended to
+└── lock             held while one writes
+
+Vectors are on the disk before the step that names them: whatever moment a process ends at, what the log says is there.
+Rows that no file refers to are left out of searches, and dropped by writing the next generation when they are the most.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import SearchIndexError
+from runtime.index_entries import Entries, Step
+from runtime.index_files import LOCK, IndexFiles, explained, is_own, taken
+from runtime.index_header import Header
+from runtime.vector_store import CANDIDATES, Encoded
+
+TRIES = 3
+
+
+class SearchIndex:
+    """An index, or the place for one; between calls its vectors are mapped and no file is open."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.entries = Entries()
+        self.holders: dict[int, list[tuple[str, int | None]]] = {}
+        self._header: Header | None = None
+        self._seen: tuple[int, int] | None = None  # generation and bytes of the log that were read
+        self._valid = 0  # bytes of the log that are whole steps
+        self._stored: Encoded | None = None
+        self.refresh()
+
+    @property
+    def header(self) -> Header:
+        """SearchIndexError where there is no index yet."""
+        if self._header is None:
+            raise SearchIndexError(f"{self.folder} holds no index; make one with --add FOLDER, or check the path.")
+        return self._header
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is one to search in."""
+        return self._header is not None
+
+    def create(self, header: Header) -> None:
+        """Make an empty index, or find that another process has. Raises SearchIndexError."""
+        require_free(self.folder)
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked(), explained(self.folder):
+            if Header.read(self.folder) is None:
+                IndexFiles(self.folder, header).create()
+                header.write(self.folder)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what this or another process has written. Raises SearchIndexError."""
+        for left in reversed(range(TRIES)):
+            self._header = Header.read(self.folder)
+            try:
+                if self._header is not None:
+                    self._load(self._header)
+                return
+            except FileNotFoundError as error:  # the next generation may have come between two of the reads
+                if not left:
+                    raise SearchIndexError(
+                        f"{error.filename} is missing from the index; delete the index and make it anew with --add."
+                    ) from None
+            except OSError as error:
+                raise SearchIndexError(
+                    f"{self.folder} cannot be read ({error.strerror or error}); check its permissions."
+                ) from error
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone with the index: `append` within, and `settle` at the end. SearchIndexError where another process is."""
+        with self._locked():
+            self.refresh()
+            self._stored = None  # Windows does not shorten a file that is mapped
+            with explained(self.folder):
+                self._files().remove_others()
+            yield
+            self.refresh()
+
+    def append(self, step: Step, vectors: np.ndarray) -> None:
+        """Take one step, with unit vectors float32 [N, dimensions] of its N contents. Raises SearchIndexError."""
+        files = self._files()
+        with explained(self.folder):
+            if step.contents:
+                files.append_rows(len(self.entries.contents), self.header.vectors.encode(vectors))
+            self._valid = files.append_step(self._valid, step)
+        self.entries.apply(step)
+        self._seen = None
+
+    def settle(self) -> None:
+        """At the end of writing: drop rows that nothing refers to, where they are the most. Raises SearchIndexError."""
+        rows = np.array(sorted(self.entries.holders()), np.int64)
+        if 2 * len(rows) >= len(self.entries.contents):
+            return
+        header = replace(self.header, generation=self.header.generation + 1)
+        with explained(self.folder):
+            stored = self._files().mapped(len(self.entries.contents))
+            files = IndexFiles(self.folder, header)
+            files.write_rows(stored, self.entries, rows)
+            header.write(self.folder)
+            del stored
+            files.remove_others()
+        self._seen = None
+
+    def nearest(self, query: np.ndarray, count: int) -> list[tuple[int, float]]:
+        """(row, cosine) of the `count` contents most similar to a unit vector float32 [dimensions], best first."""
+        self.refresh()
+        store = self.header.vectors
+        if not self.holders or self._stored is None:
+            return []
+        wanted = count * CANDIDATES[store.name]
+        dead = len(self.entries.contents) - len(self.holders)
+        found = [row for row in store.nearest(self._stored.rows, query, wanted + dead) if int(row) in self.holders]
+        rows = np.array(found[:wanted], np.int64)
+        cosines = store.cosines(taken(self._stored, rows), query)
+        best = np.lexsort((rows, -cosines))[:count]
+        return [(int(rows[each]), float(cosines[each])) for each in best]
+
+    def vectors(self) -> np.ndarray:
+        """float32 [N, dimensions] of all rows, in the order of `entries.contents`."""
+        self.refresh()
+        assert self._stored is not None
+        return self.header.vectors.decode(self._stored)
+
+    def _load(self, header: Header) -> None:
+        files = IndexFiles(self.folder, header)
+        seen = (header.generation, files.log_bytes())
+        if seen == self._seen and self._stored is not None:
+            return
+        entries, valid = files.read_log()
+        self._stored = files.mapped(len(entries.contents))
+        self.entries, self._valid, self._seen = entries, valid, seen
+        self.holders = entries.holders()
+
+    def _files(self) -> IndexFiles:
+        return IndexFiles(self.folder, self.header)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        from filelock import FileLock, Timeout  # of the extra `search`
+
+        lock = FileLock(self.folder / LOCK)
+        with explained(self.folder):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:  # an OSError too
+                raise SearchIndexError(
+                    f"another process is writing to {self.folder}; wait for it, or give --index another folder."
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def require_free(folder: Path) -> None:
+    """SearchIndexError where `folder` holds something else than an index."""
+    if folder.exists() and not folder.is_dir():
+        raise SearchIndexError(f"{folder} is a file; give --index a folder.")
+    try:
+        foreign = sorted(path.name for path in folder.iterdir() if not is_own(path.name)) if folder.exists() else []
+    except OSError as error:
+        raise SearchIndexError(f"{folder} cannot be read ({error.strerror}); check its permissions.") from error
+    if foreign:
+        raise SearchIndexError(
+            f"{folder} holds other things ({foreign[0]!r}) and no index; give --index a new or an empty folder."
+        )

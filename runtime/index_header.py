@@ -1,0 +1,100 @@
+"""`index.json`: what an index was made with, and which of its files count. It is replaced in one step."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from runtime.errors import InputError, SearchIndexError
+from runtime.regime import Regime, difference
+from runtime.vector_store import StoreName, VectorStore
+
+FORMAT_VERSION = 1
+HEADER = "index.json"
+
+
+@dataclass(frozen=True)
+class Header:
+    """`package` is the name in the manifest, for people; `generation` grows each time the index is written anew."""
+
+    format_version: int
+    generator: str
+    package: str
+    regime: Regime
+    store: StoreName
+    dimensions: int
+    generation: int = 0
+
+    @property
+    def vectors(self) -> VectorStore:
+        """How vectors are stored."""
+        return VectorStore(self.store, self.dimensions)
+
+    def write(self, folder: Path) -> None:
+        """Put it in place of the one before. Raises OSError."""
+        partial = folder / f"{HEADER}.partial"
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(asdict(self), indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / HEADER)
+        sync_folder(folder)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The header of the index in `folder`, None where there is no index. Raises SearchIndexError."""
+        path = folder / HEADER
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if not isinstance(version, int):
+            raise SearchIndexError(f"{path} is not that of an index; give --index another folder.")
+        if version != FORMAT_VERSION:
+            raise SearchIndexError(
+                f"{path} has index format {version}, this runtime reads format {FORMAT_VERSION}; "
+                "make the index anew with --add in another folder."
+            )
+        try:
+            header = cls(**(content | {"regime": Regime(**content["regime"])}))
+            numbers = (header.dimensions, header.generation)
+            if not all(isinstance(number, int) for number in numbers) or header.dimensions < 1:
+                raise ValueError(f"dimensions {header.dimensions}, generation {header.generation}")
+            VectorStore(header.store, header.dimensions)
+        except (TypeError, KeyError, ValueError, InputError) as error:
+            raise _unreadable(path, error) from error
+        return header
+
+    def require_same(self, folder: Path, here: "Header") -> None:
+        """SearchIndexError that names each difference to `here`, what this run would make."""
+        differing = self.regime.differences(here.regime)
+        differing += [
+            difference(name, getattr(self, name), getattr(here, name))
+            for name in ("dimensions", "store")
+            if getattr(self, name) != getattr(here, name)
+        ]
+        if differing:
+            raise SearchIndexError(
+                f"{folder} was made with something else, and vectors of both cannot be compared: "
+                f"{'; '.join(differing)}; use the package ({self.package}) and options that it was made with, or give "
+                "--index another folder."
+            )
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    if os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: Path, error: Exception) -> SearchIndexError:
+    return SearchIndexError(f"{path} cannot be read ({error}); delete the index and make it anew with --add.")

@@ -1,0 +1,209 @@
+"""The folder of an index: what a process that ends at any moment leaves, what is damaged, who may write."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from search_index import content, header, made, put, require_whole, vector
+
+from runtime import SearchIndexError
+from runtime.index_entries import Step
+from runtime.index_folder import SearchIndex
+from runtime.vector_store import STORES, StoreName
+
+
+def refusal(run: Callable[[], object]) -> str:
+    """The message of the expected error, one sentence on one line."""
+    with pytest.raises(SearchIndexError) as caught:
+        run()
+    message = str(caught.value)
+    assert message.endswith(".") and "\n" not in message and ". " not in message
+    return message
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_what_was_put_in_is_found(tmp_path: Path, store: StoreName) -> None:
+    made(tmp_path / "index", 20, store)
+    index = SearchIndex(tmp_path / "index")  # as another process would open it
+    for number in (0, 7, 19):
+        (row, cosine), *others = index.nearest(vector(number)[0], 5)
+        assert index.holders[row] == [(f"/{number}", None)] and len(others) == 4
+        assert cosine > (0.7 if store == "binary" else 0.999)
+    vectors = np.concatenate([vector(number) for number in range(20)])
+    assert (index.vectors() * vectors).sum(axis=1).min() > (0.7 if store == "binary" else 0.99)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """What was whole before is there, nothing else is, and the next process goes on from it."""
+    tests = Path(__file__).parent
+    command = [sys.executable, tests / "killed_index.py", tmp_path]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}, check=True)
+    count = max(map(int, names(tmp_path)))  # the one that got through
+    assert count > 25, "two for each write, and those of the folder"
+    counts = []
+    for last in range(count):
+        folder = tmp_path / str(last)
+        counts.append(require_whole(folder))
+        index = SearchIndex(folder)
+        index.create(header())
+        with index.writing():
+            index.append(Step(gone=("/1", "/2", "/3")), vector(0)[:0])
+            put(index, 5)
+            put(index, 6)
+            index.settle()
+        assert require_whole(folder) >= 2
+        assert index.nearest(vector(6)[0], 1)[0][1] > 0.999
+        assert len(names(folder)) == 4 and not any(name.endswith(".partial") for name in names(folder))
+    assert counts[0] == 0 and set(counts) == {0, 1, 2, 3, 4}
+    assert require_whole(tmp_path / str(count)) == 2
+
+
+def test_a_log_that_ends_anywhere_is_a_prefix(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    made(folder, 4)
+    log = folder / "entries.0.log"
+    whole = log.read_bytes()
+    ends = [end + 1 for end, byte in enumerate(whole) if byte == ord("\n")]
+    for length in range(0, len(whole), 7):
+        log.write_bytes(whole[:length])
+        assert require_whole(folder) == sum(end <= length for end in ends)
+    log.write_bytes(whole[: ends[1] + 20] + bytes(100))  # as after a power cut
+    index = SearchIndex(folder)
+    with index.writing():
+        put(index, 7)
+    assert require_whole(folder) == 3 and index.entries.contents[2] == content(7)
+    assert (folder / "vectors.0.bin").stat().st_size == 3 * 32 * 4, "rows that no step names are gone"
+
+
+def test_a_damaged_log_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    made(folder, 4)
+    log = folder / "entries.0.log"
+    whole = log.read_bytes()
+    for place in (0, 20, whole.index(b"\n") + 30):
+        log.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        line = whole[:place].count(b"\n") + 1
+        assert refusal(lambda: SearchIndex(folder)) == (
+            f"{log}, line {line} is damaged (its checksum does not fit); delete the index and make it anew with --add."
+        )
+
+
+@pytest.mark.parametrize("name", ["vectors.0.bin", "scales.0.bin"])
+def test_rows_that_are_missing_are_named(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "index"
+    made(folder, 4, "int8")
+    path = folder / name
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    assert refusal(lambda: SearchIndex(folder)) == (
+        f"{path} has {size - 1} bytes where the index needs {size}: it was cut short; "
+        "delete the index and make it anew with --add."
+    )
+    path.unlink()
+    assert refusal(lambda: SearchIndex(folder)).startswith(f"{path} is missing from the index; delete the index")
+
+
+def test_a_damaged_header_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    made(folder, 1)
+    path = folder / "index.json"
+    whole = json.loads(path.read_text())
+    for damage in ({"store": "int4"}, {"dimensions": "8"}, {"dimensions": 0}, {"regime": {}}, {"regime": 3}, {"x": 1}):
+        path.write_text(json.dumps(whole | damage))
+        assert refusal(lambda: SearchIndex(folder)).startswith(f"{path} cannot be read (")
+    path.write_text(json.dumps(whole)[:50])
+    assert refusal(lambda: SearchIndex(folder)).startswith(f"{path} cannot be read (")
+    path.write_text(json.dumps(whole | {"format_version": 2}))
+    assert "has index format 2, this runtime reads format 1;" in refusal(lambda: SearchIndex(folder))
+    path.write_text("[]")
+    assert refusal(lambda: SearchIndex(folder)) == f"{path} is not that of an index; give --index another folder."
+
+
+def test_a_second_writer_is_refused_and_readers_are_not(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    made(folder, 3)
+    with FileLock(folder / "lock"):
+        index = SearchIndex(folder)
+        assert len(index.nearest(vector(1)[0], 2)) == 2
+
+        def write() -> None:
+            with index.writing():
+                raise AssertionError("two at once")
+
+        assert refusal(write) == (
+            f"another process is writing to {folder}; wait for it, or give --index another folder."
+        )
+    with index.writing():
+        put(index, 3)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    index = made(folder, 1)
+    (folder / "lock").unlink()
+    (folder / "lock").mkdir()  # root may write everywhere else
+
+    def write() -> None:
+        with index.writing():
+            raise AssertionError("without a lock")
+
+    assert refusal(write).startswith(f"{folder} cannot be written (")
+    assert index.nearest(vector(0)[0], 1)[0][1] > 0.999, "it can be searched"
+
+
+def test_a_disk_that_is_full_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "index"
+    index = made(folder, 2)
+    with index.writing():
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            message = refusal(lambda: put(index, 2))
+        assert message.startswith(f"{folder} cannot be written (No space left on device); what is in the index stays")
+        put(index, 3)  # there is room again
+    assert require_whole(folder) == 3 and index.entries.contents[2] == content(3)
+
+
+def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert refusal(lambda: SearchIndex(tmp_path / "file").create(header())).endswith(
+        "is a file; give --index a folder."
+    )
+    assert refusal(lambda: SearchIndex(tmp_path).create(header())) == (
+        f"{tmp_path} holds other things ('file') and no index; give --index a new or an empty folder."
+    )
+    assert names(tmp_path) == {"file"}
+    index = SearchIndex(tmp_path / "none")
+    assert refusal(lambda: index.nearest(vector(0)[0], 1)).startswith(f"{tmp_path / 'none'} holds no index; make one")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_rows_without_a_file_are_not_found_and_dropped_when_they_are_most(tmp_path: Path, store: StoreName) -> None:
+    folder = tmp_path / "index"
+    index, reader = made(folder, 10, store), SearchIndex(folder)
+    for count, generation in ((5, 0), (6, 1)):
+        with index.writing():
+            index.append(Step(gone=tuple(f"/{number}" for number in range(count))), vector(0)[:0])
+            index.settle()
+        assert f"vectors.{generation}.bin" in names(folder)
+        for each in (index, reader):  # the reader sees what the writer did
+            found = [each.holders[row] for row, _ in each.nearest(vector(2)[0], 10)]
+            assert sorted(found) == [[(f"/{number}", None)] for number in range(count, 10)]
+    assert index.entries.contents == [content(number) for number in range(6, 10)]
+    assert len(names(folder)) == (5 if store == "int8" else 4)
+    for number in range(6, 10):
+        assert index.holders[index.nearest(vector(number)[0], 1)[0][0]] == [(f"/{number}", None)]
+    with index.writing():
+        put(index, 11)
+    assert index.entries.contents[-1] == content(11)
