@@ -13,7 +13,6 @@ from time import perf_counter
 
 import numpy as np
 from PIL import Image
-from runtime.vector_store import STORES, StoreName, VectorStore
 
 from bench.evidence_packages import FORMS, Form, export_form
 from bench.evidence_plots import write_plots
@@ -21,6 +20,7 @@ from bench.openmoji import drawings, picture
 from quant.agreement import kendall
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.machine import machine_facts
+from runtime.vector_store import STORES, StoreName, VectorStore
 
 SIDE = 96  # pixels: what the small pair looks at
 DIMENSIONS = (128, 64, 32)

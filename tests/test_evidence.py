@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from bench.evidence import (
     RERANKED,
     Corpus,
@@ -20,8 +21,7 @@ from bench.evidence import (
     rerank,
     stored_similarity,
 )
-from bench.evidence_packages import FORMS, Form, export_form
-
+from bench.evidence_packages import FORMS, export_form
 from quant.agreement import kendall
 from runtime.manifest import Task
 
@@ -44,3 +44,47 @@ def corpus() -> Corpus:
 @pytest.fixture(scope="module")
 def exact(exported: Exported, corpus: Corpus) -> Embedded:
     return embed(exported("`--fp32`", "embedding"), corpus)
+
+
+@pytest.fixture(scope="module")
+def candidates(exact: Embedded) -> np.ndarray:
+    return best(exact.similarity, RERANKED)
+
+
+@pytest.fixture(scope="module")
+def scores(exported: Exported, corpus: Corpus, candidates: np.ndarray) -> np.ndarray:
+    return rerank(exported("`--fp32`", "reranker"), corpus, candidates, EVERY)
+
+
+def test_it_finds_drawings_of_an_unseen_style(exact: Embedded) -> None:
+    first, ten, _ = recall(exact.similarity)
+    assert first > 0.3 and ten > 0.7  # chance: 0.002 and 0.024
+
+
+def test_reranking_finds_more_than_recall_alone(exact: Embedded, candidates: np.ndarray, scores: np.ndarray) -> None:
+    right = np.arange(len(candidates))[::EVERY]
+    recalled = (candidates[::EVERY, 0] == right).mean()
+    reranked = (candidates[::EVERY][np.arange(len(scores)), scores.argmax(axis=1)] == right).mean()
+    assert reranked > recalled
+
+
+@pytest.mark.parametrize(
+    ("name", "gate"),
+    [("`--int8`", 0.985), ("`--int8 --portable`", 0.985), ("`--int4 --block 32`", 0.93), ("`--int4`, block 16", 0.93)],
+)
+def test_quantisation_keeps_the_ten_best(
+    exported: Exported, corpus: Corpus, exact: Embedded, name: str, gate: float
+) -> None:
+    found = embed(exported(name, "embedding"), corpus)
+    assert overlap(found.similarity, exact.similarity) >= gate
+
+
+def test_quantisation_keeps_the_order_of_reranking(
+    exported: Exported, corpus: Corpus, candidates: np.ndarray, scores: np.ndarray
+) -> None:
+    found = rerank(exported("`--int8`", "reranker"), corpus, candidates, EVERY)
+    assert np.mean([kendall(one, other) for one, other in zip(scores, found, strict=True)]) >= 0.95
+
+
+def test_int8_vectors_keep_the_ten_best(exact: Embedded) -> None:
+    assert overlap(stored_similarity(exact, "int8", 128), exact.similarity) >= 0.985
