@@ -9,7 +9,7 @@ from runtime.image import PatchGrid
 
 PATCH = PatchGrid()
 # (height, width) in pixels of a training picture, and how often.
-SIZES = {(96, 96): 0.45, (64, 64): 0.25, (64, 96): 0.1, (96, 64): 0.1, (64, 128): 0.05, (128, 64): 0.05}
+SIZES = {(64, 64): 0.55, (96, 96): 0.25, (64, 96): 0.08, (96, 64): 0.08, (64, 128): 0.02, (128, 64): 0.02}
 GREY = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 
 
