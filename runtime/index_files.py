@@ -1,22 +1,20 @@
-"""The files of one generation of an index: rows of vectors, their scales, and the log of steps."""
+"""The files of one generation of an index: the rows of its vectors, and the log of steps."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from runtime.errors import SearchIndexError
 from runtime.index_entries import Entries, Step, read_log
 from runtime.index_header import HEADER, Header, sync_folder
-from runtime.vector_store import Encoded
+from runtime.vector_store import CODES, SCALES, VECTORS, Parts
 
 LOCK = "lock"
-VECTORS, SCALES, LOG = "vectors", "scales", "entries"
-ENDINGS = {VECTORS: ".bin", SCALES: ".bin", LOG: ".log"}
-SCALE = np.dtype("<f4")
+LOG = "entries"
+ENDINGS = {VECTORS: ".bin", CODES: ".bin", SCALES: ".bin", LOG: ".log"}
 COPIED_ROWS = 4096  # at a time: 32 MB of float32 [2048]
 
 
@@ -24,9 +22,9 @@ class IndexFiles:
     """Paths, and what is done with them; nothing stays open. Methods raise OSError."""
 
     def __init__(self, folder: Path, header: Header):
-        self._folder, self._store = folder, header.vectors
-        parts = ENDINGS if header.store == "int8" else {VECTORS: ".bin", LOG: ".log"}
-        self.paths = {part: folder / f"{part}.{header.generation}{parts[part]}" for part in parts}
+        self._folder, self._parts = folder, header.vectors.parts
+        names = (*self._parts, LOG)
+        self.paths = {name: folder / f"{name}.{header.generation}{ENDINGS[name]}" for name in names}
 
     def create(self) -> None:
         """All of them, empty."""
@@ -37,8 +35,8 @@ class IndexFiles:
     def read_log(self) -> tuple[Entries, int]:
         """As `index_entries.read_log`; where rows are missing that it names, SearchIndexError."""
         entries, valid = read_log(self.paths[LOG])
-        for part, size in self._row_bytes().items():
-            path, needed = self.paths[part], size * len(entries.contents)
+        for name, part in self._parts.items():
+            path, needed = self.paths[name], part.row_bytes * len(entries.contents)
             found = path.stat().st_size
             if found < needed:
                 raise SearchIndexError(
@@ -51,17 +49,20 @@ class IndexFiles:
         """Size of the log."""
         return self.paths[LOG].stat().st_size
 
-    def mapped(self, count: int) -> Encoded:
+    def mapped(self, count: int) -> Parts:
         """The first `count` rows, mapped."""
-        scales = self._map(SCALES, SCALE, (count,)) if SCALES in self.paths else None
-        return Encoded(self._map(VECTORS, self._store.dtype, (count, self._store.width)), scales)
+        shapes = {name: (count, part.width) for name, part in self._parts.items()}
+        if not count:  # nothing cannot be mapped
+            return {name: np.zeros(shape, self._parts[name].dtype) for name, shape in shapes.items()}
+        return {
+            name: np.memmap(self.paths[name], self._parts[name].dtype, "r", shape=shape)
+            for name, shape in shapes.items()
+        }
 
-    def append_rows(self, count: int, encoded: Encoded) -> None:
+    def append_rows(self, count: int, rows: Parts) -> None:
         """Behind `count` rows; they are on the disk afterwards."""
-        for part, size in self._row_bytes().items():
-            rows = encoded.rows if part == VECTORS else encoded.scales
-            assert rows is not None
-            _extend(self.paths[part], count * size, np.ascontiguousarray(rows).tobytes())
+        for name, part in self._parts.items():
+            _extend(self.paths[name], count * part.row_bytes, np.ascontiguousarray(rows[name]).tobytes())
 
     def append_step(self, valid: int, step: Step) -> int:
         """Behind the log's `valid` bytes, on the disk afterwards → how many are valid then."""
@@ -69,7 +70,7 @@ class IndexFiles:
         _extend(self.paths[LOG], valid, line)
         return valid + len(line)
 
-    def write_rows(self, source: Encoded, entries: Entries, rows: np.ndarray) -> None:
+    def write_rows(self, source: Parts, entries: Entries, rows: np.ndarray) -> None:
         """Of a new generation: only `rows` of the one before, whose state is `entries`."""
         self.create()
         for start in range(0, len(rows), COPIED_ROWS):
@@ -88,19 +89,10 @@ class IndexFiles:
                 except PermissionError:
                     continue
 
-    def _row_bytes(self) -> dict[str, int]:
-        sizes = {VECTORS: self._store.width * self._store.dtype.itemsize, SCALES: SCALE.itemsize}
-        return {part: sizes[part] for part in self.paths if part in sizes}
 
-    def _map(self, part: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-        if not shape[0]:  # nothing cannot be mapped
-            return np.zeros(shape, dtype)
-        return np.memmap(self.paths[part], dtype, "r", shape=shape)
-
-
-def taken(stored: Encoded, rows: np.ndarray) -> Encoded:
+def taken(stored: Parts, rows: np.ndarray) -> Parts:
     """A copy of some rows."""
-    return Encoded(stored.rows[rows], None if stored.scales is None else stored.scales[rows])
+    return {name: part[rows] for name, part in stored.items()}
 
 
 def is_own(name: str) -> bool:

@@ -3,7 +3,7 @@
 index/
 ├── index.json       runtime/index_header.py: what it was made with, and the generation G of the files below
 ├── vectors.G.bin    a row a content, as runtime/vector_store.py says; only appended to, mapped when searched
-├── scales.G.bin     float32, a number a row; of int8 only
+├── codes.G.bin, scales.G.bin   of the int8 and the binary store
 ├── entries.G.log    runtime/index_entries.py: which contents and files there are; only appended to
 └── lock             held while one writes
 
@@ -22,7 +22,7 @@ from runtime.errors import SearchIndexError
 from runtime.index_entries import Entries, Step
 from runtime.index_files import LOCK, IndexFiles, explained, is_own, taken
 from runtime.index_header import Header
-from runtime.vector_store import CANDIDATES, Encoded
+from runtime.vector_store import CANDIDATES, VECTORS, Parts
 
 TRIES = 3
 
@@ -37,7 +37,7 @@ class SearchIndex:
         self._header: Header | None = None
         self._seen: tuple[int, int] | None = None  # generation and bytes of the log that were read
         self._valid = 0  # bytes of the log that are whole steps
-        self._stored: Encoded | None = None
+        self._stored: Parts | None = None
         self.refresh()
 
     @property
@@ -125,7 +125,7 @@ class SearchIndex:
             return []
         wanted = count * CANDIDATES[store.name]
         dead = len(self.entries.contents) - len(self.holders)
-        found = [row for row in store.nearest(self._stored.rows, query, wanted + dead) if int(row) in self.holders]
+        found = [row for row in store.nearest(self._stored[VECTORS], query, wanted + dead) if int(row) in self.holders]
         rows = np.array(found[:wanted], np.int64)
         cosines = store.cosines(taken(self._stored, rows), query)
         best = np.lexsort((rows, -cosines))[:count]

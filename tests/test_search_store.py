@@ -7,7 +7,15 @@ import pytest
 from refusals import refusal
 
 from runtime import MissingExtraError
-from runtime.vector_store import STORES, Encoded, StoreName, VectorStore, require_search_extra
+from runtime.vector_store import (
+    CANDIDATES,
+    SCALES,
+    STORES,
+    VECTORS,
+    StoreName,
+    VectorStore,
+    require_search_extra,
+)
 
 
 def unit(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
@@ -19,18 +27,20 @@ def unit(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
 def test_bits_are_most_significant_first() -> None:
     row = np.array([[1, -1, -1, 1, 1, -1, -1, -1, 0.5, -0.5]], np.float32)
     store = VectorStore("binary", 10)
-    assert store.encode(row).rows.tolist() == [[0b10011000, 0b10000000]] and store.width == 2
-    signs = np.where(row > 0, 1, -1) / np.sqrt(10)
-    np.testing.assert_allclose(store.decode(store.encode(row)), signs, atol=1e-7)
+    assert store.encode(row)[VECTORS].tolist() == [[0b10011000, 0b10000000]] and store.parts[VECTORS].width == 2
 
 
 def test_int8_has_a_scale_a_vector() -> None:
     rows = np.array([[0.6, -0.8, 0.0], [0.0, 0.0, 0.0], [1e-3, -1e-3, 5e-4]], np.float32)
     encoded = VectorStore("int8", 3).encode(rows)
-    assert encoded.rows.tolist() == [[95, -127, 0], [0, 0, 0], [127, -127, 64]]
-    assert encoded.scales is not None and encoded.scales.shape == (3,)
+    assert encoded[VECTORS].tolist() == [[95, -127, 0], [0, 0, 0], [127, -127, 64]]
+    assert encoded[SCALES].shape == (3, 1)
+
+
+@pytest.mark.parametrize("name", ["int8", "binary"])
+def test_codes_give_the_vectors_back(name: StoreName) -> None:
     rows = unit(50, 100)
-    store = VectorStore("int8", 100)
+    store = VectorStore(name, 100)
     error = np.abs(store.decode(store.encode(rows)) - rows).max(axis=1)
     assert (error <= np.abs(rows).max(axis=1) / 127 / 2 + 1e-7).all()
 
@@ -48,9 +58,9 @@ def test_float32_gives_the_order_of_the_cosines(dimensions: int) -> None:
 def test_int8_ranks_by_the_cosine_of_the_codes() -> None:
     rows, query = unit(500, 64), unit(1, 64, 1)[0]
     store = VectorStore("int8", 64)
-    encoded, codes = store.encode(rows), store.encode(query[None]).rows[0].astype(float)
-    cosines = (encoded.rows @ codes) / np.linalg.norm(encoded.rows.astype(float), axis=1)
-    assert store.nearest(encoded.rows, query, 50).tolist() == np.argsort(-cosines, kind="stable")[:50].tolist()
+    encoded, codes = store.encode(rows), store.encode(query[None])[VECTORS][0].astype(float)
+    cosines = (encoded[VECTORS] @ codes) / np.linalg.norm(encoded[VECTORS].astype(float), axis=1)
+    assert store.nearest(encoded[VECTORS], query, 50).tolist() == np.argsort(-cosines, kind="stable")[:50].tolist()
     assert np.abs(store.cosines(encoded, query) - rows @ query).max() < 0.01
 
 
@@ -60,17 +70,33 @@ def test_binary_ranks_by_differing_signs(dimensions: int) -> None:
     store = VectorStore("binary", dimensions)
     encoded = store.encode(rows)
     differing = ((rows > 0) != (query > 0)).sum(axis=1)
-    assert differing[store.nearest(encoded.rows, query, 50)].tolist() == sorted(differing)[:50]
-    expected = np.where(rows > 0, 1, -1) @ query / np.sqrt(dimensions)
-    np.testing.assert_allclose(store.cosines(encoded, query), expected, atol=1e-6)
+    assert differing[store.nearest(encoded[VECTORS], query, 50)].tolist() == sorted(differing)[:50]
+    assert np.abs(store.cosines(encoded, query) - rows @ query).max() < 0.01  # of the codes
+
+
+def test_binary_finds_most_with_its_codes() -> None:
+    """Rows with a decaying spectrum in all directions, as trained embeddings have."""
+    turn = np.linalg.qr(np.random.default_rng(2).standard_normal((512, 512)))[0]
+    spread = (np.arange(1, 513) ** -0.5)[:, None] * turn
+    rows, queries = (unit(count, 512, seed) @ spread for count, seed in ((5000, 0), (50, 1)))
+    rows, queries = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (rows, queries))
+    store, shares = VectorStore("binary", 512), []
+    encoded = store.encode(rows.astype(np.float32))
+    for query in queries.astype(np.float32):
+        found = store.nearest(encoded[VECTORS], query, 10 * CANDIDATES["binary"])
+        cosines = store.cosines({name: part[found] for name, part in encoded.items()}, query)
+        best = found[np.argsort(-cosines)[:10]]
+        shares.append(len({*best} & {*np.argsort(-(rows @ query))[:10]}) / 10)
+    assert np.mean(shares) > 0.9
 
 
 @pytest.mark.parametrize("name", STORES)
 def test_a_vector_finds_itself(name: StoreName) -> None:
     store, rows = VectorStore(name, 96), unit(40, 96)
     encoded = store.encode(rows)
-    assert [store.nearest(encoded.rows, row, 1)[0] for row in rows] == list(range(40))
-    assert store.decode(Encoded(encoded.rows[:0], None if encoded.scales is None else encoded.scales[:0])).size == 0
+    assert [store.nearest(encoded[VECTORS], row, 1)[0] for row in rows] == list(range(40))
+    assert set(encoded) == set(store.parts)
+    assert store.decode({name: part[:0] for name, part in encoded.items()}).size == 0
 
 
 def test_an_unknown_store_is_refused() -> None:
