@@ -7,7 +7,7 @@ import pytest
 from runtime import InputError
 
 
-def refusal(run: Callable[[], object], kind: type[InputError] = InputError) -> str:
+def refusal(run: Callable[[], object], kind: type[Exception] = InputError) -> str:
     """The message that `run` raises, one sentence on one line."""
     with pytest.raises(kind) as caught:
         run()
