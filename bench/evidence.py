@@ -19,8 +19,9 @@ from bench.evidence_plots import write_plots
 from bench.openmoji import drawings, picture
 from quant.agreement import kendall
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
+from runtime.index_files import taken
 from runtime.machine import machine_facts
-from runtime.vector_store import STORES, StoreName, VectorStore
+from runtime.vector_store import CANDIDATES, STORES, VECTORS, StoreName, VectorStore
 
 SIDE = 96  # pixels: what the small pair looks at
 DIMENSIONS = (128, 64, 32)
@@ -154,10 +155,15 @@ def vector_rows(exact: Embedded) -> Iterator[Row]:
 
 
 def stored_similarity(exact: Embedded, store: StoreName, dimensions: int) -> np.ndarray:
-    """Names × pictures, as well as what is stored of the pictures tells."""
+    """Names × pictures as a search for TOP finds them; -1 where a picture is not among what is compared."""
     pictures, names = (_cut(each, dimensions) for each in (exact.pictures, exact.names))
     kept = VectorStore(store, dimensions)
-    return names @ kept.decode(kept.encode(pictures)).T
+    parts = kept.encode(pictures)
+    similarity = np.full((len(names), len(pictures)), -1, np.float32)
+    for row, name in zip(similarity, names, strict=True):
+        found = kept.nearest(parts[VECTORS], name, TOP * CANDIDATES[store])
+        row[found] = kept.cosines(taken(parts, found), name)
+    return similarity
 
 
 def _cut(vectors: np.ndarray, dimensions: int) -> np.ndarray:

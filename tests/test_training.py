@@ -21,6 +21,7 @@ from training.concepts import Concept
 from training.model import Qwen3VL
 from training.prompts import Prompter
 from training.reranker import yes_logits
+from training.schedule import rounded
 from training.texts import said_about
 
 Checkpoints = Callable[[Shape, Task], Path]
@@ -104,3 +105,18 @@ def test_names_come_first_and_keywords_do_not_repeat_them() -> None:
     said = said_about(Concept("1f697", names, keywords, {}), random.Random(0))
     assert [texts[0] for texts in said.values()] == ["red car", "rotes Auto"]
     assert "red car: car" in said["en"] and said["de"] == ["rotes Auto"]
+
+
+def test_rounded_weights_are_put_back(checkpoint: Checkpoints) -> None:
+    model, prompter = load(checkpoint(TINY_2B, "embedding"))
+    prompts = prompter.embedding(prompter.ids(TEXTS), INSTRUCTION)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain = model.read(prompts)
+    with rounded(model):
+        coarse = model.read(prompts)
+        coarse.sum().backward()
+        weight = model.model["language_model"].layers[0].mlp.up_proj.weight
+        assert all(len(each.unique()) <= 16 for each in weight[0].view(-1, 32))
+    assert (coarse - plain).abs().max() > 1e-3
+    assert weight.grad is not None and weight.grad.abs().max() > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -25,7 +25,7 @@ from training.data import Data
 from training.evaluate import names, recall
 from training.model import Qwen3VL
 from training.prompts import Prompter
-from training.schedule import Point, train
+from training.schedule import Course, Point, train
 from training.texts import said_about
 from training.tokenizer import learn_vocabulary
 
@@ -67,7 +67,9 @@ def main() -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the weights that are there, with a new cosine"
     )
+    parser.add_argument("--rounded", action="store_true", help="every other step with weights as 4 bits hold them")
     options = parser.parse_args()
+    course = Course(options.steps, options.every, options.rounded)
     torch.manual_seed(options.resume)
     checkpoint = options.folder / "tiny"
     concepts = read_concepts(options.folder / "sources")
@@ -89,7 +91,7 @@ def main() -> None:
         return recall(average, data, prompter)
 
     with (options.folder / "tiny.jsonl").open("a" if options.resume else "w") as curve:
-        for entry in train(model, step_loss, measure, optimizer, options.steps, options.every):
+        for entry in train(model, step_loss, measure, optimizer, course):
             print(json.dumps(entry), file=curve, flush=True)
             print(entry, flush=True)
 

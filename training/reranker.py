@@ -21,7 +21,7 @@ from training.data import Data
 from training.evaluate import confusable, reranked, retrieval
 from training.model import Qwen3VL
 from training.prompts import Prompter
-from training.schedule import Point, train
+from training.schedule import Course, Point, train
 
 GROUPS, GROUP = 4, 8  # a step: so many groups of concepts that the embedder takes for each other
 RATE = 7e-4
@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations")
+    parser.add_argument("--rounded", action="store_true", help="every other step with weights as 4 bits hold them")
     options = parser.parse_args()
+    course = Course(options.steps, options.every, options.rounded)
     torch.manual_seed(1)
     first, checkpoint = options.folder / "tiny", options.folder / "tiny-reranker"
     write_folder(checkpoint, read_vocabulary(first), "reranker")
@@ -56,7 +58,7 @@ def main() -> None:
         return reranked(average, data, prompter, found, every=4)
 
     with (options.folder / "tiny-reranker.jsonl").open("w") as curve:
-        for entry in train(model, step_loss, measure, optimizer, options.steps, options.every):
+        for entry in train(model, step_loss, measure, optimizer, course):
             print(json.dumps(entry), file=curve, flush=True)
             print(entry, flush=True)
 
