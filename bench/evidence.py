@@ -19,9 +19,9 @@ from bench.evidence_plots import write_plots
 from bench.openmoji import drawings, picture
 from quant.agreement import kendall
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
-from runtime.index_files import taken
 from runtime.machine import machine_facts
-from runtime.vector_store import CANDIDATES, STORES, VECTORS, StoreName, VectorStore
+from runtime.search.index_files import taken
+from runtime.search.vector_store import CANDIDATES, STORES, VECTORS, StoreName, VectorStore
 
 SIDE = 96  # pixels: what the small pair looks at
 DIMENSIONS = (128, 64, 32)

@@ -21,7 +21,7 @@ from runtime.errors import (
 )
 from runtime.package import Skipped
 from runtime.reranker import Qwen3VLReranker
-from runtime.search import Hit, Searcher, rerank
+from runtime.search.searcher import Hit, Searcher, rerank
 from runtime.version import VERSION as __version__
 
 __all__ = [

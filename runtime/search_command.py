@@ -10,21 +10,21 @@ from typing import Any
 from tqdm import tqdm
 
 from runtime.cli_options import Lines, add_budgets, add_command, add_resources, constructor_options, with_instruction
-from runtime.contact_page import contact_page
-from runtime.contact_sheet import contact_sheet
-from runtime.documents import relative
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.encode import DEFAULT_LIMITS, located
 from runtime.errors import InputError
-from runtime.index_header import Header
 from runtime.json_lines import numbered_json_lines
 from runtime.manifest import Manifest
 from runtime.package import require_positive, require_task
-from runtime.preview import Tile, preview
 from runtime.reranker import Qwen3VLReranker
 from runtime.results import replacing, require_writable
-from runtime.search import Hit, Searcher, read_again, rerank
-from runtime.vector_store import STORES, require_search_extra
+from runtime.search.contact_page import contact_page
+from runtime.search.contact_sheet import contact_sheet
+from runtime.search.documents import relative
+from runtime.search.index_header import Header
+from runtime.search.preview import Tile, preview
+from runtime.search.searcher import Hit, Searcher, read_again, rerank
+from runtime.search.vector_store import STORES, require_search_extra
 
 TOP, RECALL = 10, 100
 KEPT = "; what was embedded until now is in the index, and the same command goes on from there"

@@ -13,8 +13,8 @@ from pathlib import Path
 from search_index import header, put
 
 from runtime import index_files
-from runtime.index_entries import Step
-from runtime.index_folder import SearchIndex
+from runtime.search.index_entries import Step
+from runtime.search.index_folder import SearchIndex
 
 
 class Moments:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.index_entries import IndexedFile, Part, Step
-from runtime.index_folder import SearchIndex
-from runtime.index_header import FORMAT_VERSION, Header
-from runtime.regime import Regime
-from runtime.vector_store import StoreName
+from runtime.search.index_entries import IndexedFile, Part, Step
+from runtime.search.index_folder import SearchIndex
+from runtime.search.index_header import FORMAT_VERSION, Header
+from runtime.search.regime import Regime
+from runtime.search.vector_store import StoreName
 
 DIMENSIONS = 32
 REGIME = Regime("a" * 64, "fp32", "cpu", 8192, 4096, 1310720, 7864320, 1.0, 64, "Represent.", "allow", False, False)

@@ -34,7 +34,7 @@ LAZY = {
     "huggingface_hub": "export/source.py",
     "matplotlib": "quant/plot.py",
     "onnx": "quant/taps.py",
-    "usearch": "runtime/vector_store.py",
+    "usearch": "runtime/search/vector_store.py",
 }
 # Each derives from that library's classes, so nobody imports it but who has the library.
 ADAPTERS = {"langchain_core": "runtime/langchain.py", "llama_index": "runtime/llama_index.py"}

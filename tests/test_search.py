@@ -12,7 +12,7 @@ from PIL import Image
 from random_checkpoint import TINY_2B
 
 from runtime import Hit, InputError, Qwen3VLEmbedder, Qwen3VLReranker, Searcher, SearchIndexError, rerank
-from runtime.vector_store import STORES, StoreName
+from runtime.search.vector_store import STORES, StoreName
 
 Packages = Callable[..., Path]
 TEXTS = [f"text number {number}" for number in range(12)]

@@ -14,7 +14,7 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from runtime import InputError, Qwen3VLEmbedder, Searcher, SearchIndexError
-from runtime.indexing import BATCH, Changes
+from runtime.search.indexing import BATCH, Changes
 
 Packages = Callable[[Shape, Task], Path]
 

@@ -13,9 +13,9 @@ from filelock import FileLock
 from search_index import content, header, made, put, require_whole, vector
 
 from runtime import SearchIndexError
-from runtime.index_entries import Step
-from runtime.index_folder import SearchIndex
-from runtime.vector_store import STORES, StoreName
+from runtime.search.index_entries import Step
+from runtime.search.index_folder import SearchIndex
+from runtime.search.vector_store import STORES, StoreName
 
 
 def refusal(run: Callable[[], object]) -> str:

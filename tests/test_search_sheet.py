@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.contact_page import contact_page
-from runtime.contact_sheet import CAPTION, GAP, HEADER, MARGIN, TILE, contact_sheet
-from runtime.documents import one_line
 from runtime.encode import DEFAULT_LIMITS
 from runtime.errors import InputError
-from runtime.lettering import elided, font_named, lettering, wrapped
-from runtime.preview import LONGEST_SIDE, Preview, Tile, preview
+from runtime.search.contact_page import contact_page
+from runtime.search.contact_sheet import CAPTION, GAP, HEADER, MARGIN, TILE, contact_sheet
+from runtime.search.documents import one_line
+from runtime.search.lettering import elided, font_named, lettering, wrapped
+from runtime.search.preview import LONGEST_SIDE, Preview, Tile, preview
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 NASTY = "<script>alert('x')</script> \"&\" 鸭 \u202e\U0001f986 \udcff"
@@ -75,7 +75,7 @@ def test_a_picture_keeps_its_words() -> None:
 
 
 def test_what_no_font_has_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.lettering.FALLBACKS", ("no-such-font.ttf",))
+    monkeypatch.setattr("runtime.search.lettering.FALLBACKS", ("no-such-font.ttf",))
     own = font_named(None, 16)
     assert lettering("plain <b>", 16) == ("plain <b>", own)
     assert lettering("Größe – café", 16) == ("Gro\\xdfe - cafe", own)
@@ -86,7 +86,7 @@ def test_what_no_font_has_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_font_that_has_them_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     matplotlib = pytest.importorskip("matplotlib")
     dejavu = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-    monkeypatch.setattr("runtime.lettering.FALLBACKS", ("no-such-font.ttf", dejavu))
+    monkeypatch.setattr("runtime.search.lettering.FALLBACKS", ("no-such-font.ttf", dejavu))
     text, font = lettering("Größe – утка", 16)
     assert text == "Größe – утка" and font is font_named(dejavu, 16)
     assert lettering("утка 鸭", 16) == ("\\u0443\\u0442\\u043a\\u0430 \\u9e2d", font_named(None, 16))

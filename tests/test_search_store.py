@@ -7,7 +7,7 @@ import pytest
 from refusals import refusal
 
 from runtime import MissingExtraError
-from runtime.vector_store import (
+from runtime.search.vector_store import (
     CANDIDATES,
     SCALES,
     STORES,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from runtime.lettering import elided, lettering, wrapped
-from runtime.preview import Preview, Tile
+from runtime.search.lettering import elided, lettering, wrapped
+from runtime.search.preview import Preview, Tile
 
 COLUMNS = 5
 MARGIN, GAP = 24, 16

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import SearchIndexError
-from runtime.index_entries import Entries, Step, read_log
-from runtime.index_header import HEADER, Header, sync_folder
-from runtime.vector_store import CODES, SCALES, VECTORS, Parts
+from runtime.search.index_entries import Entries, Step, read_log
+from runtime.search.index_header import HEADER, Header, sync_folder
+from runtime.search.vector_store import CODES, SCALES, VECTORS, Parts
 
 LOCK = "lock"
 LOG = "entries"

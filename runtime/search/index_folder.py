@@ -1,10 +1,10 @@
 """An index on the disk. A process that writes holds its lock; those that search look at what is whole and need none.
 
 index/
-├── index.json       runtime/index_header.py: what it was made with, and the generation G of the files below
-├── vectors.G.bin    a row a content, as runtime/vector_store.py says; only appended to, mapped when searched
+├── index.json       runtime/search/index_header.py: what it was made with, and the generation G of the files below
+├── vectors.G.bin    a row a content, as runtime/search/vector_store.py says; only appended to, mapped when searched
 ├── codes.G.bin, scales.G.bin   of the int8 and the binary store
-├── entries.G.log    runtime/index_entries.py: which contents and files there are; only appended to
+├── entries.G.log    runtime/search/index_entries.py: which contents and files there are; only appended to
 └── lock             held while one writes
 
 Vectors are on the disk before the step that names them: whatever moment a process ends at, what the log says is there.
@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import SearchIndexError
-from runtime.index_entries import Entries, Step
-from runtime.index_files import LOCK, IndexFiles, explained, is_own, taken
-from runtime.index_header import Header
-from runtime.vector_store import CANDIDATES, VECTORS, Parts
+from runtime.search.index_entries import Entries, Step
+from runtime.search.index_files import LOCK, IndexFiles, explained, is_own, taken
+from runtime.search.index_header import Header
+from runtime.search.vector_store import CANDIDATES, VECTORS, Parts
 
 TRIES = 3
 

@@ -7,7 +7,7 @@ from html import escape
 
 from PIL import Image
 
-from runtime.preview import Preview, Tile
+from runtime.search.preview import Preview, Tile
 
 STYLE = """
 body { margin: 2rem auto; max-width: 84rem; padding: 0 1.5rem; background: #f6f6f4; color: #1c1c1e;

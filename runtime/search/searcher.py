@@ -9,18 +9,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from runtime.documents import Document, display_name, is_below, read_documents
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import InputError, Qwen3VLError
-from runtime.index_folder import SearchIndex, require_free
-from runtime.index_header import FORMAT_VERSION, Header
-from runtime.indexing import Changes, Indexer
 from runtime.inputs import CONTENT_KEYS
 from runtime.notice import warn_caller
 from runtime.package import Skipped, require_positive
-from runtime.regime import Regime
 from runtime.reranker import Qwen3VLReranker
-from runtime.vector_store import SMALLEST_BINARY, StoreName, VectorStore, require_search_extra
+from runtime.search.documents import Document, display_name, is_below, read_documents
+from runtime.search.index_folder import SearchIndex, require_free
+from runtime.search.index_header import FORMAT_VERSION, Header
+from runtime.search.indexing import Changes, Indexer
+from runtime.search.regime import Regime
+from runtime.search.vector_store import SMALLEST_BINARY, StoreName, VectorStore, require_search_extra
 from runtime.vectors import require_dimensions
 from runtime.version import VERSION
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Self
 
 from runtime.errors import InputError, SearchIndexError
-from runtime.regime import Regime, difference
-from runtime.vector_store import StoreName, VectorStore
+from runtime.search.regime import Regime, difference
+from runtime.search.vector_store import StoreName, VectorStore
 
 FORMAT_VERSION = 1
 HEADER = "index.json"
