@@ -1,6 +1,6 @@
 """What each precision and each way to store vectors costs in retrieval: `python -m bench.evidence FOLDER`.
 
-The small trained pair (`tiny`, `tiny-reranker`) finds OpenMoji's pictures, a style it was not trained on, by their
+The small trained embedder (`tiny`) finds OpenMoji's pictures, a style it was not trained on, by their
 English names. FOLDER gets the packages, evidence.json and two plots; the table goes to stdout.
 """
 
@@ -17,16 +17,14 @@ from PIL import Image
 from bench.evidence_packages import FORMS, Form, export_form
 from bench.evidence_plots import write_plots
 from bench.openmoji import drawings, picture
-from quant.agreement import kendall
-from runtime import Qwen3VLEmbedder, Qwen3VLReranker
+from runtime import Qwen3VLEmbedder
 from runtime.machine import machine_facts
 from runtime.search.index_files import taken
 from runtime.search.vector_store import CANDIDATES, STORES, VECTORS, StoreName, VectorStore
 
-SIDE = 96  # pixels: what the small pair looks at
+SIDE = 96  # pixels: what the small model looks at
 DIMENSIONS = (128, 64, 32)
 TOP = 10
-RERANKED = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +39,7 @@ class Corpus:
 class Row:
     """A line of the table. Shares of 1 throughout; None where a column does not apply.
 
-    `overlap` of float32's ten best pictures for each name, `cosine` mean over pictures and names to float32's;
-    `reranked` R@1 after reranking float32's 20 best, `kendall` mean τ of their order to float32's.
+    `overlap` of float32's ten best pictures for each name, `cosine` mean over pictures and names to float32's.
     """
 
     name: str
@@ -52,8 +49,6 @@ class Row:
     recall_1: float
     recall_10: float
     mrr: float
-    reranked: float | None = None
-    kendall: float | None = None
     ms_picture: float | None = None
     ms_text: float | None = None
 
@@ -93,16 +88,6 @@ def embed(package: Path, corpus: Corpus) -> Embedded:
     return Embedded(pictures, names, (between - start) / count * 1e3, (perf_counter() - between) / count * 1e3)
 
 
-def rerank(package: Path, corpus: Corpus, candidates: np.ndarray, every: int) -> np.ndarray:
-    """Scores [ceil(N / every), candidates] of the candidates int64 [N, candidates] of each `every`th name."""
-    reranker = Qwen3VLReranker(package)
-    scores = []
-    for name, best in list(zip(corpus.names, candidates, strict=True))[::every]:
-        documents = [{"image": corpus.pictures[index]} for index in best]
-        scores.append(reranker.process({"query": {"text": name}, "documents": documents}))
-    return np.array(scores)
-
-
 def best(similarity: np.ndarray, count: int) -> np.ndarray:
     """Columns int64 [N, count] of the largest in each row, the largest first."""
     return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
@@ -121,7 +106,7 @@ def recall(similarity: np.ndarray) -> tuple[float, float, float]:
 
 
 def package_row(form: Form, found: Embedded, exact: Embedded, megabytes: float) -> Row:
-    """What a package gives, before reranking."""
+    """What a package gives."""
     cosines = [(getattr(found, side) * getattr(exact, side)).sum(axis=1).mean() for side in ("pictures", "names")]
     return Row(
         form.name,
@@ -132,15 +117,6 @@ def package_row(form: Form, found: Embedded, exact: Embedded, megabytes: float) 
         ms_picture=found.ms_picture,
         ms_text=found.ms_text,
     )
-
-
-def with_reranking(row: Row, scores: np.ndarray, exact: np.ndarray, candidates: np.ndarray, every: int) -> Row:
-    """The row with what reranking gives: scores [M, candidates] of the candidates [N, candidates]."""
-    taken = candidates[::every]
-    right = np.arange(len(candidates))[::every]
-    first = taken[np.arange(len(taken)), scores.argmax(axis=1)]
-    orders = [kendall(one, other) for one, other in zip(scores, exact, strict=True)]
-    return Row(**asdict(row) | {"reranked": float((first == right).mean()), "kendall": float(np.mean(orders))})
 
 
 def vector_rows(exact: Embedded) -> Iterator[Row]:
@@ -174,10 +150,10 @@ def _cut(vectors: np.ndarray, dimensions: int) -> np.ndarray:
 
 def format_table(rows: list[Row]) -> str:
     """Markdown."""
-    header = ("", "MB", "cosine", "top 10", "R@1", "R@10", "MRR", "R@1 reranked", "τ", "ms a picture", "ms a text")
+    header = ("", "MB", "cosine", "top 10", "R@1", "R@10", "MRR", "ms a picture", "ms a text")
     lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
     for row in rows:
-        shares = (row.overlap, row.recall_1, row.recall_10, row.mrr, row.reranked, row.kendall)
+        shares = (row.overlap, row.recall_1, row.recall_10, row.mrr)
         numbers = [_shown(row.megabytes, 1), _shown(row.cosine, 4), *(_shown(each, 3) for each in shares)]
         numbers += [_shown(row.ms_picture, 2), _shown(row.ms_text, 2)]
         lines.append(f"| {row.name} | {' | '.join(numbers)} |")
@@ -188,18 +164,14 @@ def _shown(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def measured(folder: Path, corpus: Corpus, every: int) -> list[Row]:
+def measured(folder: Path, corpus: Corpus) -> list[Row]:
     """Every form, then every way to store float32's vectors."""
-    exact = embed(export_form(FORMS[0], "embedding", folder), corpus)
-    candidates = best(exact.similarity, RERANKED)
-    scores: dict[str, np.ndarray] = {}
+    exact = embed(export_form(FORMS[0], folder), corpus)
     rows = []
     for form in FORMS:
-        package = export_form(form, "embedding", folder)
+        package = export_form(form, folder)
         megabytes = sum(file.stat().st_size for file in package.iterdir()) / 1e6
-        row = package_row(form, embed(package, corpus), exact, megabytes)
-        scores[form.name] = rerank(export_form(form, "reranker", folder), corpus, candidates, every)
-        rows.append(with_reranking(row, scores[form.name], scores[FORMS[0].name], candidates, every))
+        rows.append(package_row(form, embed(package, corpus), exact, megabytes))
         print(format_table(rows[-1:]).splitlines()[-1], flush=True)
     return [*rows, *vector_rows(exact)]
 
@@ -208,10 +180,9 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--every", type=int, default=4, help="rerank the candidates of each so many names")
     options = parser.parse_args()
     corpus = read_corpus()
-    rows = measured(options.folder, corpus, options.every)
+    rows = measured(options.folder, corpus)
     print(", ".join(f"{name} {fact}" for name, fact in machine_facts().items()))
     print(f"{len(corpus.names)} pictures\n\n{format_table(rows)}")
     content = {"machine": machine_facts(), "pictures": len(corpus.names), "rows": [asdict(row) for row in rows]}

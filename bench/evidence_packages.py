@@ -1,4 +1,4 @@
-"""The packages that bench.evidence compares: the small pair in every precision, and with outlier channels put in."""
+"""The packages that bench.evidence compares: the small embedder in every precision, with and without outliers."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -10,14 +10,13 @@ from safetensors.numpy import load_file, save_file
 from export.config import read_config
 from export.package import ExportOptions, export_package
 from export.source import find_checkpoint
-from runtime.manifest import Task
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from checkpoint_shapes import Shape, TextShape, VisionShape
 from outliers import WEIGHTS, write_outliers
 
-CHECKPOINTS: dict[Task, str] = {"embedding": "tiny", "reranker": "tiny-reranker"}
+CHECKPOINT = "tiny"
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,15 @@ FORMS = (
 )
 
 
-def export_form(form: Form, task: Task, folder: Path) -> Path:
+def export_form(form: Form, folder: Path) -> Path:
     """The package of a form, made in `folder` unless it is there."""
-    words = [task, form.precision, str(form.block), "outliers" if form.outliers else "plain", form.calibrate]
+    words = [form.precision, str(form.block), "outliers" if form.outliers else "plain", form.calibrate]
     package = folder / "-".join(words)
     if not package.exists():
-        checkpoint = find_checkpoint(CHECKPOINTS[task])
+        checkpoint = find_checkpoint(CHECKPOINT)
         if form.outliers:
-            checkpoint = with_outliers(checkpoint, folder / f"{task}-outliers")
-        options = ExportOptions(CHECKPOINTS[task], form.precision, block=form.block, golden="none")
+            checkpoint = with_outliers(checkpoint, folder / "outliers")
+        options = ExportOptions(CHECKPOINT, form.precision, block=form.block, golden="none")
         export_package(checkpoint, package, replace(options, calibrate=form.calibrate))
     return package
 

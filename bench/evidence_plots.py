@@ -14,15 +14,15 @@ class Point(Protocol):
     megabytes: float | None
     overlap: float
     recall_1: float
-    reranked: float | None
+    mrr: float
     ms_picture: float | None
 
 
 AXES = {"size": ("megabytes", "MB on disk"), "speed": ("ms_picture", "milliseconds a picture")}
 QUALITIES = {
     "overlap": "of float32's ten best",
-    "recall_1": "R@1 of the embedder",
-    "reranked": "R@1 after reranking",
+    "recall_1": "R@1",
+    "mrr": "mean reciprocal rank",
 }
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from export.calibration import BUILTIN, NONE
 from export.folder import require_free_output
 from export.package import ExportOptions, Reporter, export_package
-from export.source import PUBLISHED, SMALL_PAIR, find_checkpoint
+from export.source import PUBLISHED, SMALL, find_checkpoint
 from quant.kernels import KERNELS
 from quant.selection import INT4_BLOCKS
 from runtime.errors import InputError, Qwen3VLError
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="a checkpoint folder, a repository id such as Qwen/Qwen3-VL-Embedding-2B,\n"
         f"one of {', '.join(PUBLISHED)},\n"
-        f"or {' or '.join(SMALL_PAIR)}: a small trained pair for a first try, which is here already",
+        f"or {SMALL[0]}: a small trained embedder for a first try, which is here already",
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(

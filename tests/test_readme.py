@@ -1,6 +1,7 @@
 """The README's commands and code run as they stand, in a folder that holds the files they name.
 
-In place of the published checkpoints there are folders of their names with the small trained pair; the network is off.
+In place of the published checkpoints there are folders of their names with the small trained embedder and a random
+reranker; the network is off.
 `pip` and `scripts/` are left to those who install, and to the continuous build.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from random_checkpoint import TINY_2B, write_checkpoint
 from video_files import write_video
 
 from bench.openmoji import picture, some
@@ -27,7 +29,7 @@ BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
 NOT_RUN = ("pip ", "scripts/")
 REFERENCE = "from src.models"  # how the reference is used, for comparison
-PUBLISHED = {"Qwen3-VL-Embedding-2B": "tiny", "Qwen3-VL-Reranker-2B": "tiny-reranker"}
+EMBEDDER, RERANKER = "Qwen3-VL-Embedding-2B", "Qwen3-VL-Reranker-2B"
 WITHOUT_TORCH = """
 import sys
 assert "runtime" in sys.modules and not {"torch", "torchvision", "transformers"} & set(sys.modules)
@@ -55,8 +57,8 @@ def blocks() -> list[Block]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Has what the README names."""
     folder = tmp_path_factory.mktemp("readme")
-    for published, small in PUBLISHED.items():
-        shutil.copytree(find_checkpoint(small), folder / published)
+    shutil.copytree(find_checkpoint("tiny"), folder / EMBEDDER)
+    write_checkpoint(folder / RERANKER, TINY_2B, task="reranker")
     for name in ("pictures", "photos", "notes"):
         (folder / name).mkdir()
     for index, each in enumerate(some(12)):
@@ -106,7 +108,7 @@ def test_the_first_run(run: Callable[..., None], folder: Path) -> None:
 def test_every_command_and_all_code(run: Callable[..., None]) -> None:
     """In order, in one folder, and the code in one interpreter, as someone who reads on would."""
     for precision in ("--fp32", "--int8"):
-        for name in PUBLISHED:
+        for name in (EMBEDDER, RERANKER):
             run(sys.executable, "-m", "export", "--model", name, precision, "--golden", "none", "--force")
     code = []
     for block in blocks():

@@ -12,7 +12,7 @@ import pytest
 from fake_hub import COMMIT, FakeHub
 from huggingface_hub import constants
 
-from export.source import PUBLISHED, SMALL_PAIR, find_checkpoint
+from export.source import PUBLISHED, SMALL, find_checkpoint
 from runtime.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]
@@ -100,12 +100,12 @@ def test_a_file_is_refused(hub, tmp_path):
 
 @pytest.mark.parametrize("model", ["Qwen3-VL-2B", "", "bert"])
 def test_an_unknown_bare_name_lists_the_known_ones(hub, model):
-    assert ", ".join((*PUBLISHED, *SMALL_PAIR)) in sentence(model)
+    assert ", ".join((*PUBLISHED, *SMALL)) in sentence(model)
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("model", SMALL_PAIR)
-def test_the_small_pair_is_installed(hub, tmp_path, model):
+@pytest.mark.parametrize("model", SMALL)
+def test_the_small_model_is_installed(hub, tmp_path, model):
     found = find_checkpoint(model)
     assert (found / "model.safetensors").stat().st_size < 8_000_000
     assert hub.requests == []

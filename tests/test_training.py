@@ -1,4 +1,4 @@
-"""The model that the small pair was trained with against transformers, and the batches it was given."""
+"""The model that the small embedder was trained with against transformers, and the batches it was given."""
 
 import math
 import random

@@ -52,12 +52,14 @@ class Data:
             chosen |= dict.fromkeys([start, *group])
         return list(chosen)[:count]
 
-    def groups(self, count: int, size: int) -> list[int]:
-        """`count` groups of `size` different concepts that are near each other, one after the other."""
+    def groups(self, count: int, size: int, hard: float) -> list[int]:
+        """`count` groups of `size` different concepts, one after the other; a share `hard` of them near each other."""
         chosen = []
         for _ in range(count):
             start = self._random.randrange(len(self.concepts))
-            chosen += [start, *self._random.sample(self._neighbours[start], size - 1)]
+            near = self._random.random() < hard
+            others = self._neighbours[start] if near else [i for i in range(len(self.concepts)) if i != start]
+            chosen += [start, *self._random.sample(others, size - 1)]
         return chosen
 
     def replace_neighbours(self, neighbours: list[list[int]]) -> None:

@@ -25,8 +25,8 @@ Blocks = Sequence[tuple[int, int]]
 class Prompts:
     """B prompts: tokens that all begin with, int64 [P], then their own, int64 [B, S], padded on the right.
 
-    `last` int64 [B] is each one's final token among its own. `is_visual` bool [B, S] marks the visual tokens, V in each
-    prompt: those of pictures of `blocks` (rows, columns).
+    `last` int64 [B] is each one's final token among its own, or [B, K] several that are looked at. `is_visual` bool
+    [B, S] marks the visual tokens, V in each prompt: those of pictures of `blocks` (rows, columns).
     """
 
     prefix: Tensor
@@ -54,9 +54,13 @@ class Qwen3VL(nn.Module):
         return pictures
 
     def read(self, prompts: Prompts, pictures: Pictures | None = None) -> Tensor:
-        """Hidden states [B, D] of the last tokens, after the final norm."""
-        hidden: Tensor = self.model["language_model"](prompts, pictures)
-        return hidden
+        """Hidden states [B, D], or [B, K, D], of the last tokens, after the final norm."""
+        return self.read_twice(prompts, pictures, 0)[1]
+
+    def read_twice(self, prompts: Prompts, pictures: Pictures | None, layers: int) -> tuple[Tensor, Tensor]:
+        """The same after so many layers, without a norm, and in the end."""
+        halfway, hidden = self.model["language_model"](prompts, pictures, layers)
+        return halfway, hidden
 
     @property
     def table(self) -> Tensor:
@@ -75,7 +79,7 @@ class Language(nn.Module):
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, prompts: Prompts, pictures: Pictures | None) -> Tensor:
+    def forward(self, prompts: Prompts, pictures: Pictures | None, layers: int) -> tuple[Tensor, Tensor]:
         split = len(prompts.prefix)
         cos, sin = self._rotary(prompts)  # [B, P + S, head_dim]
         before, here = (cos[:1, :split], sin[:1, :split]), (cos[:, split:], sin[:, split:])
@@ -84,12 +88,15 @@ class Language(nn.Module):
         places = prompts.is_visual.nonzero(as_tuple=True)
         if pictures is not None:
             hidden = hidden.index_put(places, pictures.tokens.flatten(0, 1))
+        rows = torch.arange(len(hidden)).view(-1, *[1] * (prompts.last.dim() - 1))
+        halfway = hidden
         for index, layer in enumerate(self.layers):
+            if index == layers:
+                halfway = hidden[rows, prompts.last]
             beginning, hidden = layer(beginning, hidden, before, here)
             if pictures is not None and index < len(pictures.deepstack):
                 hidden = hidden.index_put(places, pictures.deepstack[index].flatten(0, 1), accumulate=True)
-        pooled: Tensor = self.norm(hidden[torch.arange(len(hidden)), prompts.last])
-        return pooled
+        return halfway, self.norm(hidden[rows, prompts.last])
 
     def _rotary(self, prompts: Prompts) -> Rotation:
         """Of all prompts, or [1, P + S, head_dim] where they hold no picture and are equal in this."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.model import Qwen3VL
 
-WARM_UP = 200
+WARM_UP = 100
 DECAY = 0.998  # of the averaged weights, which are what is kept
 LEVELS, BLOCK = 15, 32  # of 4-bit codes, and the weights that share a scale
 
