@@ -25,6 +25,7 @@ from runtime.search.vector_store import CANDIDATES, STORES, VECTORS, StoreName, 
 SIDE = 96  # pixels: what the small model looks at
 DIMENSIONS = (128, 64, 32)
 TOP = 10
+NOT_FOUND = -2.0  # below every cosine
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +101,11 @@ def overlap(similarity: np.ndarray, expected: np.ndarray) -> float:
 
 
 def recall(similarity: np.ndarray) -> tuple[float, float, float]:
-    """R@1, R@10 and MRR; the right ones are on the diagonal."""
+    """R@1, R@10 and MRR@10; the right ones are on the diagonal."""
     ranks = (similarity > np.diagonal(similarity)[:, None]).sum(axis=1)
-    return float((ranks < 1).mean()), float((ranks < TOP).mean()), float((1 / (1 + ranks)).mean())
+    ranks[np.diagonal(similarity) <= NOT_FOUND] = len(ranks)
+    reciprocal = np.where(ranks < TOP, 1 / (1 + ranks), 0)
+    return float((ranks < 1).mean()), float((ranks < TOP).mean()), float(reciprocal.mean())
 
 
 def package_row(form: Form, found: Embedded, exact: Embedded, megabytes: float) -> Row:
@@ -131,11 +134,11 @@ def vector_rows(exact: Embedded) -> Iterator[Row]:
 
 
 def stored_similarity(exact: Embedded, store: StoreName, dimensions: int) -> np.ndarray:
-    """Names × pictures as a search for TOP finds them; -1 where a picture is not among what is compared."""
+    """Names × pictures as a search for TOP finds them; NOT_FOUND where a picture is not among what is compared."""
     pictures, names = (_cut(each, dimensions) for each in (exact.pictures, exact.names))
     kept = VectorStore(store, dimensions)
     parts = kept.encode(pictures)
-    similarity = np.full((len(names), len(pictures)), -1, np.float32)
+    similarity = np.full((len(names), len(pictures)), NOT_FOUND, np.float32)
     for row, name in zip(similarity, names, strict=True):
         found = kept.nearest(parts[VECTORS], name, TOP * CANDIDATES[store])
         row[found] = kept.cosines(taken(parts, found), name)
@@ -150,7 +153,7 @@ def _cut(vectors: np.ndarray, dimensions: int) -> np.ndarray:
 
 def format_table(rows: list[Row]) -> str:
     """Markdown."""
-    header = ("", "MB", "cosine", "top 10", "R@1", "R@10", "MRR", "ms a picture", "ms a text")
+    header = ("", "MB", "cosine", "top 10", "R@1", "R@10", "MRR@10", "ms a picture", "ms a text")
     lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
     for row in rows:
         shares = (row.overlap, row.recall_1, row.recall_10, row.mrr)

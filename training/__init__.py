@@ -1,7 +1,6 @@
-"""How the small pair in export/ was made: drawings and names → two trained checkpoints. Needs torch; nobody else does.
+"""How the small embedder in export/ was made: drawings and names → a trained checkpoint. Needs torch, as nothing else.
 
-    python -m training.embedder FOLDER         # then
-    python -m training.reranker FOLDER
+    python -m training.embedder FOLDER
 
 What writes a checkpoint in the published layout is shared with the tests.
 """

@@ -31,7 +31,7 @@ from training.tokenizer import learn_vocabulary
 
 DIMENSIONS = (128, 64, 32)
 BATCH = 128
-RATE = 1.5e-3
+ANCHORS_FASTER = 6  # they have nothing but themselves to learn, and may jump
 FIRST_SHARPNESS, LATER_SHARPNESS, SHARPEST = 14.0, 25.0, 60.0  # factors of cosines before a softmax
 # What the published models are asked for on the query's side, and their default.
 INSTRUCTIONS = (DEFAULTS["embedding"].default_instruction, "Retrieve images or text relevant to the user's query.")
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the weights that are there, with a new cosine"
     )
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="the highest learning rate (default %(default)s)")
     parser.add_argument("--rounded", action="store_true", help="every other step with weights as 4 bits hold them")
     options = parser.parse_args()
     course = Course(options.steps, options.every, options.rounded)
@@ -83,7 +84,7 @@ def main() -> None:
     if options.resume:
         read_weights(checkpoint, model)
         anchors.start_at(names(model, data, prompter, "en"))
-    optimizer = torch.optim.AdamW(parameters(model, anchors), RATE, (0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(parameters(model, anchors, options.rate), options.rate, (0.9, 0.98), fused=True)
     step_loss = partial(loss, model, data, prompter, anchors)
 
     def measure(average: Qwen3VL) -> Point:
@@ -96,11 +97,11 @@ def main() -> None:
             print(entry, flush=True)
 
 
-def parameters(model: Qwen3VL, anchors: Anchors) -> list[dict[str, Any]]:
-    """What is learnt, and how fast: anchors have nothing but themselves to learn and may jump."""
+def parameters(model: Qwen3VL, anchors: Anchors, rate: float) -> list[dict[str, Any]]:
+    """What is learnt, and how fast."""
     return [
         {"params": list(model.parameters()), "weight_decay": 0.05},
-        {"params": list(anchors.parameters()), "weight_decay": 0.0, "lr": 6 * RATE},
+        {"params": list(anchors.parameters()), "weight_decay": 0.0, "lr": ANCHORS_FASTER * rate},
     ]
 
 
