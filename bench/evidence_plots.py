@@ -28,12 +28,12 @@ QUALITIES = {
 
 def write_plots(rows: Sequence[Point], folder: Path) -> None:
     """evidence-size.png and evidence-speed.png."""
-    packages = [row for row in rows if row.megabytes is not None]
+    packages = [row for row in rows if row.megabytes is not None and "outliers" not in row.name]
     for name, (field, label) in AXES.items():
         figure = Figure(figsize=(9, 9), layout="constrained")
         for axes, (quality, title) in zip(figure.subplots(3, 1, sharex=True), QUALITIES.items(), strict=True):
             for row in packages:
-                axes.scatter(getattr(row, field), getattr(row, quality), label=row.name.replace("`", ""))
+                axes.scatter(getattr(row, field), getattr(row, quality), s=60, label=row.name.replace("`", ""))
             axes.set_ylabel(title)
             axes.grid(alpha=0.3)
         axes.set_xlabel(label)

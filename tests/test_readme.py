@@ -101,7 +101,8 @@ def test_the_first_run(run: Callable[..., None], folder: Path) -> None:
     for block in blocks():
         if block.section == "First run":
             run_commands(run, block.text)
-    assert Image.open(folder / "found.png").width > 100
+    with Image.open(folder / "found.png") as sheet:
+        assert sheet.width > 100
 
 
 @pytest.mark.full
