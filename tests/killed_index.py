@@ -12,7 +12,7 @@ from pathlib import Path
 
 from search_index import header, put
 
-from runtime import index_files
+from runtime.search import index_files
 from runtime.search.index_entries import Step
 from runtime.search.index_folder import SearchIndex
 
