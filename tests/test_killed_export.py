@@ -84,7 +84,9 @@ def moments(processes: ForkServerContext, tiny: Path, output: Path, options: Exp
     return record.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("replacing", [False, True], ids=["first", "replacing"])
+@pytest.mark.parametrize(
+    "replacing", [pytest.param(False, id="first", marks=pytest.mark.full), pytest.param(True, id="replacing")]
+)
 def test_killed_at_a_chosen_moment(
     tiny: Path, old: Path, new: ExportOptions, output: Path, processes: ForkServerContext, replacing: bool
 ) -> None:

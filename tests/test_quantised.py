@@ -41,25 +41,37 @@ def test_scores_keep_their_order_and_spread(package: Callable[..., Path], shape:
     assert abs(found.std() / expected.std() - 1) <= SPREAD[precision]
 
 
+PRECISIONS = {
+    "int8": ("int8", 32),
+    "int8-portable": ("int8-portable", 32),
+    "int4": ("int4", 32),
+    "int4-128": ("int4", 128),
+}
+MODELS: dict[str, tuple[Shape, Task]] = {
+    "2B embedding": (TINY_2B, "embedding"),
+    "8B embedding": (TINY_8B, "embedding"),
+    "2B reranker": (TINY_2B, "reranker"),
+    "8B reranker": (TINY_8B, "reranker"),
+}
+QUICK = {
+    ("2B embedding", "int8"),
+    ("8B embedding", "int4-128"),
+    ("2B reranker", "int8-portable"),
+    ("8B reranker", "int4"),
+}
+
+
 # Where products saturate they do so for every row alike.
 @pytest.mark.filterwarnings("ignore:this processor multiplies int8 inexactly:UserWarning")
 @pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.full), 2])
 @pytest.mark.parametrize(
-    ("precision", "block"),
+    ("model", "precision", "block"),
     [
-        pytest.param("int8", 32, id="int8"),
-        pytest.param("int8-portable", 32, id="int8-portable"),
-        pytest.param("int4", 32, id="int4"),
-        pytest.param("int4", 128, id="int4-128"),
-    ],
-)
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param((TINY_2B, "embedding"), id="2B embedding"),
-        pytest.param((TINY_8B, "reranker"), id="8B reranker"),
-        pytest.param((TINY_8B, "embedding"), id="8B embedding", marks=pytest.mark.full),
-        pytest.param((TINY_2B, "reranker"), id="2B reranker", marks=pytest.mark.full),
+        pytest.param(
+            model, precision, block, id=f"{name}-{kind}", marks=[] if (name, kind) in QUICK else pytest.mark.full
+        )
+        for name, model in MODELS.items()
+        for kind, (precision, block) in PRECISIONS.items()
     ],
 )
 def test_results_do_not_depend_on_the_batch(

@@ -1,5 +1,6 @@
 """The model that the small embedder was trained with against transformers, and the batches it was given."""
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoint_shapes import config_json
 from PIL import Image
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
@@ -15,12 +17,15 @@ from torch.nn import functional as F
 
 from export.reference import ReferenceEmbedder, ReferenceReranker
 from runtime.image import patchify
+from runtime.positions import text_rotary
 from training.augment import PATCH, augmented, patches
-from training.checkpoint import new_model, read_weights
+from training.checkpoint import SHAPES, new_model, read_weights
+from training.comparison import AT_END, AT_QUERY, COMPARED, lay_out
 from training.concepts import Concept
 from training.model import Qwen3VL
 from training.prompts import Prompter
 from training.reranker import yes_logits
+from training.rotation import as_rotation
 from training.schedule import rounded
 from training.texts import said_about
 
@@ -120,3 +125,29 @@ def test_rounded_weights_are_put_back(checkpoint: Checkpoints) -> None:
     assert (coarse - plain).abs().max() > 1e-3
     assert weight.grad is not None and weight.grad.abs().max() > 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_the_written_layer_answers_with_the_cosine(tmp_path: Path) -> None:
+    """States as the layers below are taught to leave them, among others, at several distances."""
+    torch.manual_seed(0)
+    (tmp_path / "config.json").write_text(json.dumps(config_json(SHAPES["reranker"], "bfloat16")), encoding="utf-8")
+    model = new_model(tmp_path)
+    length, count, yes, no = 20.0, 32, 5, 6
+    lay_out(model, length, yes, no)
+    hidden = torch.randn(count, 40, 128) * length / 8
+    cosines = torch.linspace(-0.4, 0.95, count)
+    query = F.normalize(torch.randn(count, COMPARED), dim=-1)
+    other = torch.randn(count, COMPARED)
+    other = F.normalize(other - (other * query).sum(1, keepdim=True) * query, dim=-1)
+    document = cosines[:, None] * query + (1 - cosines[:, None] ** 2).sqrt() * other
+    for place, about, mark in ((10, query, AT_QUERY), (39, document, AT_END)):
+        hidden[:, place] = 0.0
+        hidden[:, place, :COMPARED] = about * length
+        hidden[:, place, mark] = length
+    language = model.model["language_model"]
+    rotary = text_rotary(np.arange(40)[None, None].repeat(3, 0), 10_000, (6, 5, 5))
+    _, left = language.layers[-1](hidden, hidden, as_rotation(rotary), as_rotation(rotary))
+    logits = language.norm(left[:, -1]) @ (model.table[yes] - model.table[no])
+    assert (logits.diff() > 0).all()
+    assert (logits > 0)[cosines > 0.55].all() and (logits < 0)[cosines < 0.45].all()

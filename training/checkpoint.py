@@ -1,6 +1,7 @@
 """The pair on disk: sizes, and a checkpoint folder in the layout of the published ones."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ SHAPE = Shape(
     ),
     tied=True,
 )
+SHAPES: dict[Task, Shape] = {
+    "embedding": SHAPE,
+    "reranker": replace(SHAPE, text=replace(SHAPE.text, num_hidden_layers=7)),  # the last one compares
+}
 TOKENS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
@@ -51,8 +56,9 @@ def write_folder(folder: Path, vocabulary: dict[str, Any], task: Task) -> None:
     """Everything of a checkpoint but its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder, vocabulary, task)
-    config = config_json(SHAPE, "bfloat16") | {key: added_id(token) for key, token in TOKENS.items()}
-    files = companion_files(SHAPE, task) | {"config.json": config, DEFAULTS_NAME: BUDGET}
+    shape = SHAPES[task]
+    config = config_json(shape, "bfloat16") | {key: added_id(token) for key, token in TOKENS.items()}
+    files = companion_files(shape, task) | {"config.json": config, DEFAULTS_NAME: BUDGET}
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_json(folder / name, content)
@@ -76,7 +82,7 @@ def write_weights(folder: Path, model: Qwen3VL) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def read_weights(folder: Path, model: Qwen3VL) -> None:
-    """The weights of a checkpoint into a model of its sizes."""
+def read_weights(folder: Path, model: Qwen3VL, whole: bool = True) -> None:
+    """The weights of a checkpoint into a model of its sizes, or, unless `whole`, of more layers."""
     tensors = load_file(folder / "model.safetensors")
-    model.load_state_dict({name: value.float() for name, value in tensors.items()})
+    model.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=whole)

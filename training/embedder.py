@@ -84,7 +84,8 @@ def main() -> None:
     if options.resume:
         read_weights(checkpoint, model)
         anchors.start_at(names(model, data, prompter, "en"))
-    optimizer = torch.optim.AdamW(parameters(model, anchors, options.rate), options.rate, (0.9, 0.98), fused=True)
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.05}, anchor_group(anchors, options.rate)]
+    optimizer = torch.optim.AdamW(groups, options.rate, (0.9, 0.98), fused=True)
     step_loss = partial(loss, model, data, prompter, anchors)
 
     def measure(average: Qwen3VL) -> Point:
@@ -97,12 +98,9 @@ def main() -> None:
             print(entry, flush=True)
 
 
-def parameters(model: Qwen3VL, anchors: Anchors, rate: float) -> list[dict[str, Any]]:
-    """What is learnt, and how fast."""
-    return [
-        {"params": list(model.parameters()), "weight_decay": 0.05},
-        {"params": list(anchors.parameters()), "weight_decay": 0.0, "lr": ANCHORS_FASTER * rate},
-    ]
+def anchor_group(anchors: Anchors, rate: float) -> dict[str, Any]:
+    """The anchors as an optimizer learns them."""
+    return {"params": list(anchors.parameters()), "weight_decay": 0.0, "lr": ANCHORS_FASTER * rate}
 
 
 def corpus(concepts: list[Concept]) -> list[str]:

@@ -42,12 +42,12 @@ class Prompter:
         return self._batch(self.ids([before])[0], [each + tail for each in contents], blocks)
 
     def reranking(self, queries: Sequence[Ids], documents: Sequence[Ids], instruction: str, blocks: Blocks) -> Prompts:
-        """The reranker's prompts of pairs; `last` [B, 2] are the token before the document and the last one."""
+        """The reranker's prompts of pairs; `last` [B, 2] are "<Document", one of its kind, and the end."""
         prompt = rerank_prompt(Content(texts=(MARK,)), Content(texts=(MARK,)), instruction)
         before, between, after = self.ids(prompt.split(MARK))
         pairs = zip(queries, documents, strict=True)
         prompts = self._batch(before, [query + between + document + after for query, document in pairs], blocks)
-        read = torch.tensor([len(query) + len(between) - 1 for query in queries])
+        read = torch.tensor([len(query) + len(between) - 2 for query in queries])
         return replace(prompts, last=torch.stack([read, prompts.last], 1))
 
     def _batch(self, prefix: Ids, own: Sequence[Ids], blocks: Blocks) -> Prompts:

@@ -9,27 +9,31 @@ FOLDER/tiny is read; FOLDER/tiny-reranker becomes the checkpoint, FOLDER/tiny-re
 
 import argparse
 import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from export.blueprint import DEFAULTS
 from training.checkpoint import new_model, read_vocabulary, read_weights, write_folder, write_weights
+from training.comparison import AT_END, AT_QUERY, COMPARED, THRESHOLD, lay_out
 from training.concepts import read_concepts
-from training.data import Data
-from training.evaluate import confusable, names, reranked, retrieval
+from training.data import Batch, Data
+from training.embedder import Anchors, anchor_group, classified
+from training.evaluate import INSTRUCTION, confusable, names, reranked, retrieval
 from training.model import Qwen3VL
-from training.prompts import Prompter
+from training.prompts import Ids, Prompter
 from training.schedule import Course, Point, train
 
-GROUPS, GROUP = 4, 8  # a step: so many groups of concepts that the embedder takes for each other
-RATE = 1e-3
-HARD = 0.7  # of the groups, from the middle of the training on; before, the share grows from 0
-HALFWAY = 3  # layers
-SHARPNESS = 20.0  # a factor of cosines before a softmax
+TAUGHT, PAIRS = 500, 128  # steps in which the embedder teaches, and their pairs
+GROUPS, GROUP = 24, 8  # a later step: so many queries, and the documents of each, of which the first is right
+WRITTEN_SLOWER = 0.1
+STEEPNESS = 20.0  # of the logit that is taught, in the cosine of the embedder's vectors
+HARD = 0.8  # of the queries' other documents are what the embedder takes for it, in the end; the share grows from 0
 INSTRUCTIONS = (DEFAULTS["reranker"].default_instruction, "Retrieve images or text relevant to the user's query.")
 # Query and document of a step, in turn: three in five are a text and a picture.
 KINDS = ("text picture", "text text", "text picture", "picture picture", "text picture")
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations")
     parser.add_argument("--resume", action="store_true", help="go on from the reranker that is there")
+    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate (default %(default)s)")
     parser.add_argument("--rounded", action="store_true", help="every other step with weights as 4 bits hold them")
     options = parser.parse_args()
     course = Course(options.steps, options.every, options.rounded)
@@ -51,84 +56,144 @@ def main() -> None:
     prompter, embedding_prompter = Prompter(checkpoint), Prompter(first)
     concepts = read_concepts(options.folder / "sources")
     data = Data(options.folder / "sources", prompter, concepts, seed=1)
-    model, embedder = new_model(first), new_model(first)
+    model, embedder = new_model(checkpoint), new_model(first)
     read_weights(first, embedder)
-    read_weights(checkpoint if options.resume else first, model)
     found = retrieval(embedder, data, embedding_prompter)
     data.replace_neighbours(confusable(embedder, data, embedding_prompter))
-    probes = Probes(names(embedder, data, embedding_prompter, "en"))
-    parameters = [*model.parameters(), *probes.parameters()]
-    optimizer = torch.optim.AdamW(parameters, RATE, (0.9, 0.98), weight_decay=0.05, fused=True)
-    step_loss = partial(loss, model, probes, data, prompter, options.steps)
+    if options.resume:
+        read_weights(checkpoint, model)
+    else:
+        read_weights(first, model, whole=False)
+        learn_states(model, embedder, data, prompter, embedding_prompter)
+    anchors = Anchors(len(concepts), COMPARED)
+    anchors.start_at(names(embedder, data, embedding_prompter, "en")[:, :COMPARED])
+    groups = [*learnt(model, options.rate), anchor_group(anchors, options.rate)]
+    optimizer = torch.optim.AdamW(groups, options.rate, (0.9, 0.98), fused=True)
+    step_loss = partial(loss, model, data, prompter, anchors, options.steps)
 
     def measure(average: Qwen3VL) -> Point:
         write_weights(checkpoint, average)
         return reranked(average, data, prompter, found, every=4)
 
+    print(measure(model), flush=True)
     with (options.folder / "tiny-reranker.jsonl").open("a" if options.resume else "w") as curve:
         for entry in train(model, step_loss, measure, optimizer, course):
             print(json.dumps(entry), file=curve, flush=True)
             print(entry, flush=True)
 
 
-class Probes(nn.Module):
-    """Reads from the two hidden states of a pair which concepts the query and the document are of; left behind.
-
-    Both by the same map, halfway through the layers: what is to be compared lies in the same directions then, and there
-    are layers left to compare it. Without this, hundreds of steps found nothing.
-    """
-
-    def __init__(self, anchors: Tensor):
-        super().__init__()
-        self.anchors = anchors  # [concepts, D], the embedder's names
-        self.head = nn.Sequential(nn.RMSNorm(anchors.shape[1]), nn.Linear(anchors.shape[1], anchors.shape[1]))
-
-    def loss(self, hidden: Tensor, concepts: Tensor) -> Tensor:
-        """Cross-entropy of both; hidden [N, 2, D], concepts int64 [N, 2]."""
-        read = F.normalize(self.head(hidden), dim=-1)
-        return F.cross_entropy((SHARPNESS * read @ self.anchors.T).flatten(0, 1), concepts.flatten())
+def learnt(model: Qwen3VL, rate: float) -> list[dict[str, Any]]:
+    """What is learnt, and how fast: slowly what was written down, which large steps would bury in noise."""
+    written = {id(each): each for each in model.model["language_model"].layers[-1].parameters()}
+    others = [each for each in model.parameters() if id(each) not in written]
+    slow = {"params": list(written.values()), "weight_decay": 0.0, "lr": WRITTEN_SLOWER * rate}
+    return [{"params": others, "weight_decay": 0.05}, slow]
 
 
-def loss(model: Qwen3VL, probes: Probes, data: Data, prompter: Prompter, steps: int, step: int) -> Tensor:
-    """All pairs of each group: the right document of each query first, and every pair right by itself."""
-    kind = KINDS[step % len(KINDS)]
-    chosen = data.groups(GROUPS, GROUP, HARD * min(1.0, 2 * step / steps))
-    pairs = all_pairs(len(chosen))
-    halfway, hidden = pair_states(model, data, prompter, chosen, kind)
-    logits = yes_logits(model, hidden, prompter).view(len(chosen), GROUP)
-    target = torch.arange(GROUP).repeat(GROUPS)
-    right = torch.eye(GROUP).repeat(GROUPS, 1)
-    ordered = F.cross_entropy(logits, target)
+def last_layer(model: Qwen3VL) -> int:
+    """The number of the layer that compares."""
+    return len(model.model["language_model"].layers) - 1
+
+
+def answers(prompter: Prompter) -> list[int]:
+    """The ids of "yes" and "no"."""
+    return [ids[0] for ids in prompter.ids(["yes", "no"])]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What stands on one side of pairs: texts, or pictures."""
+
+    texts: list[Ids]
+    pictures: Batch | None = None
+
+
+def side(data: Data, kind: str, concepts: list[int]) -> Side:
+    """A text or a picture about each concept."""
+    return Side(data.texts(concepts)) if kind == "text" else Side([], data.pictures(concepts))
+
+
+def learn_states(model: Qwen3VL, embedder: Qwen3VL, data: Data, prompter: Prompter, first: Prompter) -> None:
+    """Write the last layer, and teach those below it to leave the embedder's vectors where it finds them."""
+    cat = first.embedding(first.ids(["cat"]), INSTRUCTION)
+    states, _ = model.read_twice(cat, None, last_layer(model))
+    lay_out(model, float(states.detach().norm()) / 2**0.5, *answers(prompter))
+    optimizer = torch.optim.AdamW(learnt(model, 1e-3), 1e-3, (0.9, 0.98), fused=True)
+
+    def step_loss(step: int) -> Tensor:
+        kinds = KINDS[step % len(KINDS)].split()
+        queries, others = (data.some_concepts(PAIRS, hard=False) for _ in range(2))
+        documents = [*queries[: PAIRS // 2], *others[PAIRS // 2 :]]
+        sides = [side(data, kind, each) for kind, each in zip(kinds, (queries, documents), strict=True)]
+        states, last = pair_states(model, prompter, *sides, INSTRUCTIONS[data.coin()])
+        with torch.no_grad():
+            vectors = torch.stack([embedded(embedder, first, each) for each in sides], 1)[..., :COMPARED]
+        learnt_vectors = 1 - F.cosine_similarity(states[..., :COMPARED], vectors, dim=-1).mean()
+        cosines = F.cosine_similarity(*vectors.unbind(1), dim=-1)
+        answered = F.smooth_l1_loss(yes_logits(model, last, prompter), STEEPNESS * (cosines - THRESHOLD))
+        return 10 * learnt_vectors + marked(states) + 0.2 * answered
+
+    for entry in train(model, step_loss, lambda _: {}, optimizer, Course(TAUGHT, 50)):
+        print(entry, flush=True)
+
+
+@torch.no_grad()
+def embedded(embedder: Qwen3VL, prompter: Prompter, contents: Side) -> Tensor:
+    """The embedder's hidden states [N, D]."""
+    if contents.pictures is None:
+        return embedder.read(prompter.embedding(contents.texts, INSTRUCTION))
+    cells = contents.pictures.cells
+    prompts = prompter.embedding([prompter.picture(cells)] * len(contents.pictures.patches), INSTRUCTION, [cells])
+    return embedder.read(prompts, embedder.look(contents.pictures.patches, contents.pictures.grid))
+
+
+def loss(model: Qwen3VL, data: Data, prompter: Prompter, anchors: Anchors, steps: int, step: int) -> Tensor:
+    """The right document of each query before the others, and every pair right by itself."""
+    kinds = KINDS[step % len(KINDS)].split()
+    documents = data.groups(GROUPS, GROUP, HARD * step / steps)
+    queries = documents[::GROUP]
+    sides = [side(data, kind, each) for kind, each in zip(kinds, (queries, documents), strict=True)]
+    states, last = pair_states(model, prompter, *sides, INSTRUCTIONS[data.coin()])
+    logits = yes_logits(model, last, prompter).view(GROUPS, GROUP)
+    ordered = F.cross_entropy(logits, torch.zeros(GROUPS, dtype=torch.int64))
+    right = torch.eye(GROUP)[0].expand(GROUPS, -1)
     alone = F.binary_cross_entropy_with_logits(logits, right, pos_weight=torch.tensor(GROUP - 1.0))
-    return ordered + 0.5 * alone + 0.3 * probes.loss(halfway, torch.tensor(chosen)[pairs])
+    concepts = torch.stack([torch.tensor(queries).repeat_interleave(GROUP), torch.tensor(documents)], 1)
+    about = states[..., :COMPARED].flatten(0, 1)
+    classes = classified(about, anchors.table, concepts.flatten(), anchors.sharpness)
+    return ordered + 0.5 * alone + 0.5 * classes + 0.2 * marked(states)
 
 
-def all_pairs(count: int) -> Tensor:
-    """(query, document) int64 [count * GROUP, 2]: each with all of its group."""
-    rows = torch.arange(count).repeat_interleave(GROUP)
-    columns = (torch.arange(count) // GROUP * GROUP).repeat_interleave(GROUP) + torch.arange(GROUP).repeat(count)
-    return torch.stack([rows, columns], 1)
+def marked(states: Tensor) -> Tensor:
+    """How far the numbers of [N, 2, D] beside the compared ones are from the marks that `training.comparison` needs."""
+    about, rest = states[..., :COMPARED], states[..., COMPARED:]
+    marks = torch.zeros(rest.shape[1:])
+    marks[0, AT_QUERY - COMPARED] = marks[1, AT_END - COMPARED] = 1.0
+    return (rest / about.norm(dim=-1, keepdim=True) - marks).square().sum(-1).mean()
 
 
-def pair_states(model: Qwen3VL, data: Data, prompter: Prompter, chosen: list[int], kind: str) -> tuple[Tensor, Tensor]:
-    """Hidden states [GROUPS * GROUP * GROUP, 2, D], halfway and in the end: each query with its group's documents."""
-    sides, looks, blocks = [], [], []
-    for side, index in zip(kind.split(), all_pairs(len(chosen)).T, strict=True):
-        if side == "text":
-            texts = data.texts(chosen)
-            sides.append([texts[i] for i in index.tolist()])
+def pair_states(
+    model: Qwen3VL, prompter: Prompter, queries: Side, documents: Side, instruction: str
+) -> tuple[Tensor, Tensor]:
+    """Hidden states [N, 2, D] before the last layer and in the end: each query with its documents, N in all."""
+    count = max(len(documents.texts), 0 if documents.pictures is None else len(documents.pictures.patches))
+    contents, looks, blocks = [], [], []
+    for each in (queries, documents):
+        times = count // (len(each.texts) if each.pictures is None else len(each.pictures.patches))
+        if each.pictures is None:
+            contents.append([ids for ids in each.texts for _ in range(times)])
             continue
-        batch = data.pictures(chosen)
-        sides.append([prompter.picture(batch.cells)] * len(index))
-        looks.append(model.look(batch.patches, batch.grid).taken(index))
-        blocks.append(batch.cells)
-    prompts = prompter.reranking(*sides, INSTRUCTIONS[data.coin()], blocks)
-    return model.read_twice(prompts, looks[0].followed_by(looks[1:]) if looks else None, HALFWAY)
+        contents.append([prompter.picture(each.pictures.cells)] * count)
+        looked = model.look(each.pictures.patches, each.pictures.grid)
+        looks.append(looked.taken(torch.arange(count) // times))
+        blocks.append(each.pictures.cells)
+    prompts = prompter.reranking(*contents, instruction, blocks)
+    return model.read_twice(prompts, looks[0].followed_by(looks[1:]) if looks else None, last_layer(model))
 
 
 def yes_logits(model: Qwen3VL, hidden: Tensor, prompter: Prompter) -> Tensor:
     """Hidden states [N, 2, D] → the logit of "yes" against "no" [N]."""
-    yes, no = (ids[0] for ids in prompter.ids(["yes", "no"]))
+    yes, no = answers(prompter)
     return hidden[:, -1] @ (model.table[yes] - model.table[no])
 
 
