@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: tiny random checkpoints and their packages, each written once a session."""
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -93,3 +94,11 @@ def cuda_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cpu = TARGETS["cpu"]
     monkeypatch.setitem(TARGETS, "cuda", replace(TARGETS["cuda"], provider=cpu.provider, arena=cpu.arena))
     yield
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT arrives, here and in what is started: a shell lets processes in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

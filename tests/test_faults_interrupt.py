@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from runtime.interrupt import interruptible
 
 if sys.platform == "win32":
     pytest.skip("Windows sends no signal to a single process", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -58,14 +60,6 @@ for _ in range(int(sys.argv[3])):
     assert np.abs(run() - expected).max() <= 1e-6
 print(left)
 """
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c() -> Iterator[None]:
-    """SIGINT arrives, here and in what is started: a shell lets processes in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("task", ["embedding", "reranker"])

@@ -209,6 +209,7 @@ def test_what_is_not_installed_is_found_first(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("kill", ["SIGINT", "SIGKILL"])
 def test_ended_while_it_embeds(run: Run, embedding: str, tmp_path: Path, kill: str) -> None:
     folder, index, count = tmp_path / "documents", tmp_path / "index", 3000
