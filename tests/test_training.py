@@ -22,9 +22,9 @@ from training.augment import PATCH, augmented, patches
 from training.checkpoint import SHAPES, new_model, read_weights
 from training.comparison import AT_END, AT_QUERY, COMPARED, lay_out
 from training.concepts import Concept
+from training.evaluate import yes_logits
 from training.model import Qwen3VL
 from training.prompts import Prompter
-from training.reranker import yes_logits
 from training.rotation import as_rotation
 from training.schedule import rounded
 from training.texts import said_about

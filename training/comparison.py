@@ -7,7 +7,7 @@ The layers below it are taught by the embedder to leave two hidden states, of "<
 where one of the two marks is set. This layer's attention finds the first state by its mark and puts what it is about
 beside the last one's own, from BESIDE on; the MLP adds their scalar product to dimension ANSWER, since
 silu(x) y + silu(-x) (-y) = x y; and the rows of "yes" and "no" in the token table read it there. Training goes on from
-this. From random weights, thousands of pairs a minute taught nothing of the kind in an hour.
+this; docs/training.md says what came of random weights.
 """
 
 import torch
@@ -19,6 +19,7 @@ COMPARED = 62
 AT_QUERY, AT_END = 62, 63
 BESIDE = 64
 ANSWER = 126
+ANSWER_LENGTH = 2 * 3**0.5  # at a cosine of 1, in lengths of what is compared: twice the rest of the state
 FOUND = 1.7  # weight of the norms of queries and keys: the marked token gets all attention
 FURTHER, THRESHOLD = 1.5, 0.5  # of "yes" from the middle; the cosine at which it is as likely as "no"
 
@@ -40,9 +41,9 @@ def lay_out(model: Qwen3VL, length: float, yes: int, no: int) -> None:
     for row, sign in ((yes, 1.0), (no, -1.0)):
         model.table[row] = 0.0
         model.table[row, ANSWER] = sign * FURTHER
-        # At the threshold the answer is `2 * THRESHOLD` times as long as each of three other parts.
-        answer = 2 * THRESHOLD * 3**0.5
-        model.table[row, AT_END] = -sign * FURTHER * answer
+        model.table[row, AT_END] = (
+            -sign * FURTHER * ANSWER_LENGTH * THRESHOLD
+        )  # the mark is as long as what is compared
 
 
 def _find_the_query(layer: Layer) -> None:
@@ -78,7 +79,7 @@ def _bring_it_beside(layer: Layer, length: float) -> None:
 def _multiply(layer: Layer, length: float) -> None:
     """Two neurons for each product."""
     mlp = layer.mlp
-    scale = 2 * 3**0.5 * length / _share(mlp.gate_proj.weight, 3) ** 2
+    scale = ANSWER_LENGTH * length / _share(mlp.gate_proj.weight, 3) ** 2
     for index in range(COMPARED):
         for neuron, sign in ((2 * index, 1.0), (2 * index + 1, -1.0)):
             mlp.gate_proj.weight[neuron] = 0.0

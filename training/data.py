@@ -30,6 +30,17 @@ class Batch:
     cells: tuple[int, int]
 
 
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Texts as ids, or pictures instead."""
+
+    texts: list[Ids]
+    pictures: Batch | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts if self.pictures is None else self.pictures.patches)
+
+
 class Data:
     """All concepts with their texts as token ids, and their drawings."""
 
@@ -69,6 +80,10 @@ class Data:
     def coin(self) -> int:
         """0 or 1."""
         return self._random.randrange(2)
+
+    def contents(self, kind: str, chosen: list[int]) -> Contents:
+        """A "text" or a "picture" about each."""
+        return Contents(self.texts(chosen)) if kind == "text" else Contents([], self.pictures(chosen))
 
     def texts(self, chosen: list[int]) -> list[Ids]:
         """A text about each."""

@@ -21,7 +21,7 @@ from export.blueprint import DEFAULTS
 from runtime.prompt import RERANK_SYSTEM
 from training.checkpoint import new_model, read_weights, write_folder, write_weights
 from training.concepts import Concept, read_concepts
-from training.data import Data
+from training.data import Contents, Data
 from training.evaluate import names, recall
 from training.model import Qwen3VL
 from training.prompts import Prompter
@@ -114,22 +114,20 @@ def corpus(concepts: list[Concept]) -> list[str]:
 def loss(model: Qwen3VL, data: Data, prompter: Prompter, anchors: Anchors, step: int) -> Tensor:
     """A text and a picture of each concept against each other, and each of them against an anchor of every concept."""
     chosen = data.some_concepts(BATCH, hard=step % 2 == 0)
-    texts = read_texts(model, data, prompter, chosen, INSTRUCTIONS[data.coin()])
-    pictures = look_at(model, data, prompter, chosen, INSTRUCTIONS[0])
+    instruction = INSTRUCTIONS[data.coin()]
+    texts = read(model, prompter, data.contents("text", chosen), instruction)
+    pictures = read(model, prompter, data.contents("picture", chosen), INSTRUCTIONS[0])
     target = torch.tensor(chosen)
     to_anchors = [classified(each, anchors.table, target, anchors.sharpness) for each in (texts, pictures)]
     return 0.5 * contrast(texts, pictures, anchors.sharpness) + 0.5 * torch.stack(to_anchors).mean()
 
 
-def read_texts(model: Qwen3VL, data: Data, prompter: Prompter, chosen: list[int], instruction: str) -> Tensor:
-    """Hidden states [B, D] of a text about each concept."""
-    return model.read(prompter.embedding(data.texts(chosen), instruction))
-
-
-def look_at(model: Qwen3VL, data: Data, prompter: Prompter, chosen: list[int], instruction: str) -> Tensor:
-    """Hidden states [B, D] of a drawing of each concept."""
-    batch = data.pictures(chosen)
-    prompts = prompter.embedding([prompter.picture(batch.cells)] * len(chosen), instruction, [batch.cells])
+def read(model: Qwen3VL, prompter: Prompter, contents: Contents, instruction: str) -> Tensor:
+    """The embedder's hidden states [B, D]."""
+    if contents.pictures is None:
+        return model.read(prompter.embedding(contents.texts, instruction))
+    batch = contents.pictures
+    prompts = prompter.embedding([prompter.picture(batch.cells)] * len(contents), instruction, [batch.cells])
     return model.read(prompts, model.look(batch.patches, batch.grid))
 
 

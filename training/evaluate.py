@@ -73,8 +73,6 @@ def confusable(model: Qwen3VL, data: Data, prompter: Prompter, count: int = 24) 
 @torch.no_grad()
 def reranked(model: Qwen3VL, data: Data, prompter: Prompter, found: Retrieval, every: int = 1) -> Point:
     """Recall at 1 before and after reranking, for each `every`th name."""
-    from training.reranker import yes_logits
-
     batch = as_batch(on_white(data.unseen, SIZE))
     pictures = _looked(model, batch.patches, batch.grid)
     said = prompter.ids([each.names["en"] for each in data.concepts])
@@ -91,6 +89,12 @@ def reranked(model: Qwen3VL, data: Data, prompter: Prompter, found: Retrieval, e
     best = candidates[torch.arange(len(chosen)), torch.cat(scores).argmax(1)]
     before, after = (float((each == chosen).float().mean()) for each in (candidates[:, 0], best))
     return {"R@1": round(before, 4), "R@1 reranked": round(after, 4)}
+
+
+def yes_logits(model: Qwen3VL, hidden: Tensor, prompter: Prompter) -> Tensor:
+    """Hidden states [N, 2, D] → the logit of "yes" against "no" [N]."""
+    yes, no = prompter.answers()
+    return hidden[:, -1] @ (model.table[yes] - model.table[no])
 
 
 def _looked(model: Qwen3VL, patches: Tensor, grid: tuple[int, int]) -> Pictures:

@@ -35,6 +35,11 @@ class Prompter:
         """Ids of a picture of (rows, columns) visual tokens."""
         return self.ids([expand_visuals(IMAGE, [VisualTokens(cells[0] * cells[1])])])[0]
 
+    def answers(self) -> tuple[int, int]:
+        """The ids of "yes" and "no"."""
+        yes, no = (ids[0] for ids in self.ids(["yes", "no"]))
+        return yes, no
+
     def embedding(self, contents: Sequence[Ids], instruction: str, blocks: Blocks = ()) -> Prompts:
         """The embedder's prompts; `blocks` are the cells of the pictures that each of them holds."""
         before, after = embedding_prompt(Content(texts=(MARK,)), instruction).split(MARK)
@@ -47,7 +52,7 @@ class Prompter:
         before, between, after = self.ids(prompt.split(MARK))
         pairs = zip(queries, documents, strict=True)
         prompts = self._batch(before, [query + between + document + after for query, document in pairs], blocks)
-        read = torch.tensor([len(query) + len(between) - 2 for query in queries])
+        read = torch.tensor([len(query) + len(between) - 2 for query in queries])  # between: "\n", "<Document", ">:"
         return replace(prompts, last=torch.stack([read, prompts.last], 1))
 
     def _batch(self, prefix: Ids, own: Sequence[Ids], blocks: Blocks) -> Prompts:

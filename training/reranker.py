@@ -9,7 +9,6 @@ FOLDER/tiny is read; FOLDER/tiny-reranker becomes the checkpoint, FOLDER/tiny-re
 
 import argparse
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,17 @@ from export.blueprint import DEFAULTS
 from training.checkpoint import new_model, read_vocabulary, read_weights, write_folder, write_weights
 from training.comparison import AT_END, AT_QUERY, COMPARED, THRESHOLD, lay_out
 from training.concepts import read_concepts
-from training.data import Batch, Data
-from training.embedder import Anchors, anchor_group, classified
-from training.evaluate import INSTRUCTION, confusable, names, reranked, retrieval
+from training.data import Contents, Data
+from training.embedder import Anchors, anchor_group, classified, read
+from training.evaluate import INSTRUCTION, confusable, names, reranked, retrieval, yes_logits
 from training.model import Qwen3VL
-from training.prompts import Ids, Prompter
+from training.prompts import Prompter
 from training.schedule import Course, Point, train
 
 TAUGHT, PAIRS = 500, 128  # steps in which the embedder teaches, and their pairs
+RATE = 1e-3  # of these, and by default of the later ones
 GROUPS, GROUP = 24, 8  # a later step: so many queries, and the documents of each, of which the first is right
-WRITTEN_SLOWER = 0.1
+WRITTEN_SLOWER = 0.1  # the last layer's rate, in those of the others
 STEEPNESS = 20.0  # of the logit that is taught, in the cosine of the embedder's vectors
 HARD = 0.8  # of the queries' other documents are what the embedder takes for it, in the end; the share grows from 0
 INSTRUCTIONS = (DEFAULTS["reranker"].default_instruction, "Retrieve images or text relevant to the user's query.")
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations")
     parser.add_argument("--resume", action="store_true", help="go on from the reranker that is there")
-    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate (default %(default)s)")
+    parser.add_argument("--rate", type=float, default=RATE, help="the highest learning rate (default %(default)s)")
     parser.add_argument("--rounded", action="store_true", help="every other step with weights as 4 bits hold them")
     options = parser.parse_args()
     course = Course(options.steps, options.every, options.rounded)
@@ -84,9 +84,10 @@ def main() -> None:
 
 def learnt(model: Qwen3VL, rate: float) -> list[dict[str, Any]]:
     """What is learnt, and how fast: slowly what was written down, which large steps would bury in noise."""
-    written = {id(each): each for each in model.model["language_model"].layers[-1].parameters()}
-    others = [each for each in model.parameters() if id(each) not in written]
-    slow = {"params": list(written.values()), "weight_decay": 0.0, "lr": WRITTEN_SLOWER * rate}
+    written = list(model.model["language_model"].layers[last_layer(model)].parameters())
+    known = {id(each) for each in written}
+    others = [each for each in model.parameters() if id(each) not in known]
+    slow = {"params": written, "weight_decay": 0.0, "lr": WRITTEN_SLOWER * rate}
     return [{"params": others, "weight_decay": 0.05}, slow]
 
 
@@ -95,39 +96,21 @@ def last_layer(model: Qwen3VL) -> int:
     return len(model.model["language_model"].layers) - 1
 
 
-def answers(prompter: Prompter) -> list[int]:
-    """The ids of "yes" and "no"."""
-    return [ids[0] for ids in prompter.ids(["yes", "no"])]
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """What stands on one side of pairs: texts, or pictures."""
-
-    texts: list[Ids]
-    pictures: Batch | None = None
-
-
-def side(data: Data, kind: str, concepts: list[int]) -> Side:
-    """A text or a picture about each concept."""
-    return Side(data.texts(concepts)) if kind == "text" else Side([], data.pictures(concepts))
-
-
 def learn_states(model: Qwen3VL, embedder: Qwen3VL, data: Data, prompter: Prompter, first: Prompter) -> None:
     """Write the last layer, and teach those below it to leave the embedder's vectors where it finds them."""
     cat = first.embedding(first.ids(["cat"]), INSTRUCTION)
     states, _ = model.read_twice(cat, None, last_layer(model))
-    lay_out(model, float(states.detach().norm()) / 2**0.5, *answers(prompter))
-    optimizer = torch.optim.AdamW(learnt(model, 1e-3), 1e-3, (0.9, 0.98), fused=True)
+    lay_out(model, float(states.detach().norm()) / 2**0.5, *prompter.answers())
+    optimizer = torch.optim.AdamW(learnt(model, RATE), RATE, (0.9, 0.98), fused=True)
 
     def step_loss(step: int) -> Tensor:
         kinds = KINDS[step % len(KINDS)].split()
         queries, others = (data.some_concepts(PAIRS, hard=False) for _ in range(2))
         documents = [*queries[: PAIRS // 2], *others[PAIRS // 2 :]]
-        sides = [side(data, kind, each) for kind, each in zip(kinds, (queries, documents), strict=True)]
+        sides = [data.contents(kind, each) for kind, each in zip(kinds, (queries, documents), strict=True)]
         states, last = pair_states(model, prompter, *sides, INSTRUCTIONS[data.coin()])
         with torch.no_grad():
-            vectors = torch.stack([embedded(embedder, first, each) for each in sides], 1)[..., :COMPARED]
+            vectors = torch.stack([read(embedder, first, each, INSTRUCTION) for each in sides], 1)[..., :COMPARED]
         learnt_vectors = 1 - F.cosine_similarity(states[..., :COMPARED], vectors, dim=-1).mean()
         cosines = F.cosine_similarity(*vectors.unbind(1), dim=-1)
         answered = F.smooth_l1_loss(yes_logits(model, last, prompter), STEEPNESS * (cosines - THRESHOLD))
@@ -137,22 +120,12 @@ def learn_states(model: Qwen3VL, embedder: Qwen3VL, data: Data, prompter: Prompt
         print(entry, flush=True)
 
 
-@torch.no_grad()
-def embedded(embedder: Qwen3VL, prompter: Prompter, contents: Side) -> Tensor:
-    """The embedder's hidden states [N, D]."""
-    if contents.pictures is None:
-        return embedder.read(prompter.embedding(contents.texts, INSTRUCTION))
-    cells = contents.pictures.cells
-    prompts = prompter.embedding([prompter.picture(cells)] * len(contents.pictures.patches), INSTRUCTION, [cells])
-    return embedder.read(prompts, embedder.look(contents.pictures.patches, contents.pictures.grid))
-
-
 def loss(model: Qwen3VL, data: Data, prompter: Prompter, anchors: Anchors, steps: int, step: int) -> Tensor:
     """The right document of each query before the others, and every pair right by itself."""
     kinds = KINDS[step % len(KINDS)].split()
     documents = data.groups(GROUPS, GROUP, HARD * step / steps)
     queries = documents[::GROUP]
-    sides = [side(data, kind, each) for kind, each in zip(kinds, (queries, documents), strict=True)]
+    sides = [data.contents(kind, each) for kind, each in zip(kinds, (queries, documents), strict=True)]
     states, last = pair_states(model, prompter, *sides, INSTRUCTIONS[data.coin()])
     logits = yes_logits(model, last, prompter).view(GROUPS, GROUP)
     ordered = F.cross_entropy(logits, torch.zeros(GROUPS, dtype=torch.int64))
@@ -173,28 +146,21 @@ def marked(states: Tensor) -> Tensor:
 
 
 def pair_states(
-    model: Qwen3VL, prompter: Prompter, queries: Side, documents: Side, instruction: str
+    model: Qwen3VL, prompter: Prompter, queries: Contents, documents: Contents, instruction: str
 ) -> tuple[Tensor, Tensor]:
     """Hidden states [N, 2, D] before the last layer and in the end: each query with its documents, N in all."""
-    count = max(len(documents.texts), 0 if documents.pictures is None else len(documents.pictures.patches))
-    contents, looks, blocks = [], [], []
-    for each in (queries, documents):
-        times = count // (len(each.texts) if each.pictures is None else len(each.pictures.patches))
-        if each.pictures is None:
-            contents.append([ids for ids in each.texts for _ in range(times)])
+    sides, looks, blocks = [], [], []
+    for contents in (queries, documents):
+        of_pair = torch.arange(len(documents)) // (len(documents) // len(contents))
+        batch = contents.pictures
+        if batch is None:
+            sides.append([contents.texts[index] for index in of_pair.tolist()])
             continue
-        contents.append([prompter.picture(each.pictures.cells)] * count)
-        looked = model.look(each.pictures.patches, each.pictures.grid)
-        looks.append(looked.taken(torch.arange(count) // times))
-        blocks.append(each.pictures.cells)
-    prompts = prompter.reranking(*contents, instruction, blocks)
+        sides.append([prompter.picture(batch.cells)] * len(of_pair))
+        looks.append(model.look(batch.patches, batch.grid).taken(of_pair))
+        blocks.append(batch.cells)
+    prompts = prompter.reranking(*sides, instruction, blocks)
     return model.read_twice(prompts, looks[0].followed_by(looks[1:]) if looks else None, last_layer(model))
-
-
-def yes_logits(model: Qwen3VL, hidden: Tensor, prompter: Prompter) -> Tensor:
-    """Hidden states [N, 2, D] → the logit of "yes" against "no" [N]."""
-    yes, no = answers(prompter)
-    return hidden[:, -1] @ (model.table[yes] - model.table[no])
 
 
 if __name__ == "__main__":
