@@ -1,4 +1,4 @@
-"""Where a model name leads: a local folder, the installed small model, or a repository in huggingface_hub's cache."""
+"""Where a model name leads: a local folder, an installed small model, or a repository in huggingface_hub's cache."""
 
 import os
 import re
@@ -15,7 +15,7 @@ PUBLISHED = (
 )
 
 # Trained by training/ and installed with the package.
-SMALL = ("tiny",)
+SMALL = ("tiny", "tiny-reranker")
 _INSTALLED = Path(__file__).parent / "checkpoints"
 
 # All that an export reads; fnmatch's * crosses folders, hence the second list.
@@ -36,7 +36,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def find_checkpoint(model: str, *, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: an existing folder, `tiny`, a published name, or a hub repository.
+    """The folder of a checkpoint: an existing folder, one of SMALL, a published name, or a hub repository.
 
     A repository is fetched from $HF_ENDPOINT (default huggingface.co) into huggingface_hub's cache and served
     from there when the hub cannot be reached. Raises CheckpointError when the name leads nowhere or the

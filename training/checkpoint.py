@@ -48,8 +48,8 @@ TOKENS = {
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
 }
-# Beyond what it was trained on, a picture is only larger, not clearer.
-BUDGET = {"max_pixels": 96 * 96, "total_pixels": 16 * 96 * 96}
+# A side of the largest picture. Beyond what it was trained on, a picture is only larger, not clearer.
+SIDES: dict[Task, int] = {"embedding": 96, "reranker": 128}
 
 
 def write_folder(folder: Path, vocabulary: dict[str, Any], task: Task) -> None:
@@ -58,7 +58,9 @@ def write_folder(folder: Path, vocabulary: dict[str, Any], task: Task) -> None:
     write_tokenizer(folder, vocabulary, task)
     shape = SHAPES[task]
     config = config_json(shape, "bfloat16") | {key: added_id(token) for key, token in TOKENS.items()}
-    files = companion_files(shape, task) | {"config.json": config, DEFAULTS_NAME: BUDGET}
+    pixels = SIDES[task] ** 2
+    budget = {"max_pixels": pixels, "total_pixels": 16 * pixels}
+    files = companion_files(shape, task) | {"config.json": config, DEFAULTS_NAME: budget}
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_json(folder / name, content)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.augment import augmented, drawn_size, patches
+from training.augment import SIZES, augmented, drawn_size, patches
 from training.concepts import Concept
 from training.drawings import read_drawings
 from training.prompts import Ids, Prompter
@@ -44,9 +44,10 @@ class Contents:
 class Data:
     """All concepts with their texts as token ids, and their drawings."""
 
-    def __init__(self, cache: Path, prompter: Prompter, concepts: list[Concept], seed: int):
+    def __init__(self, cache: Path, prompter: Prompter, concepts: list[Concept], seed: int, device: str = "cpu"):
+        self.sizes = SIZES
         self.concepts, self._random, self._numpy = concepts, random.Random(seed), np.random.default_rng(seed)
-        drawings = torch.from_numpy(read_drawings(concepts, cache))
+        drawings = torch.from_numpy(read_drawings(concepts, cache)).to(device)
         self.drawings = drawings[[style != UNSEEN for style in STYLES]]  # [styles, concepts, H, W, 4]
         self.unseen = drawings[list(STYLES).index(UNSEEN)]
         styles = [style for style in STYLES if style != UNSEEN]
@@ -73,6 +74,10 @@ class Data:
             chosen += [start, *self._random.sample(others, size - 1)]
         return chosen
 
+    def near(self, chosen: list[int]) -> list[int]:
+        """For each a concept that is near it."""
+        return [self._random.choice(self._neighbours[each]) for each in chosen]
+
     def replace_neighbours(self, neighbours: list[list[int]]) -> None:
         """Take others for hard negatives than those that share words."""
         self._neighbours = neighbours
@@ -94,9 +99,9 @@ class Data:
             found.append(self._random.choice(languages[language]))
         return found
 
-    def pictures(self, chosen: list[int], size: tuple[int, int] | None = None) -> Batch:
+    def pictures(self, chosen: list[int]) -> Batch:
         """A drawing of each in any style but the unseen one, augmented; all of one size."""
-        size = size or drawn_size(self._numpy)
+        size = drawn_size(self._numpy, self.sizes)
         styles = [self._random.choice(self._drawn[each]) for each in chosen]
         return as_batch(augmented(self.drawings[styles, chosen], size))
 

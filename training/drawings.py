@@ -10,7 +10,7 @@ from PIL import Image
 from training.concepts import Concept
 from training.sources import STYLES, fetch, read_json
 
-SIDE = 96  # pixels
+SIDE = 128  # pixels
 
 
 def read_drawings(concepts: list[Concept], cache: Path) -> NDArray[np.uint8]:

@@ -30,7 +30,7 @@ from training.texts import said_about
 from training.tokenizer import learn_vocabulary
 
 DIMENSIONS = (128, 64, 32)
-BATCH = 128
+BATCH = 128  # concepts
 ANCHORS_FASTER = 6  # they have nothing but themselves to learn, and may jump
 FIRST_SHARPNESS, LATER_SHARPNESS, SHARPEST = 14.0, 25.0, 60.0  # factors of cosines before a softmax
 # What the published models are asked for on the query's side, and their default.
@@ -69,6 +69,8 @@ def main() -> None:
     )
     parser.add_argument("--rate", type=float, default=1.5e-3, help="the highest learning rate (default %(default)s)")
     parser.add_argument("--rounded", action="store_true", help="every other step with weights as 4 bits hold them")
+    parser.add_argument("--batch", type=int, default=BATCH, help="concepts a step (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="torch's name of it (default %(default)s)")
     options = parser.parse_args()
     course = Course(options.steps, options.every, options.rounded)
     torch.manual_seed(options.resume)
@@ -77,16 +79,16 @@ def main() -> None:
     if not options.resume:
         write_folder(checkpoint, learn_vocabulary(corpus(concepts)), "embedding")
     prompter = Prompter(checkpoint)
-    data = Data(options.folder / "sources", prompter, concepts, seed=int(options.resume))
-    model = new_model(checkpoint)
+    data = Data(options.folder / "sources", prompter, concepts, int(options.resume), options.device)
+    model = new_model(checkpoint).to(options.device)
     print(f"{sum(each.numel() for each in model.parameters()):,} parameters, {len(concepts)} concepts", flush=True)
-    anchors = Anchors(len(concepts), model.table.shape[1])
+    anchors = Anchors(len(concepts), model.table.shape[1]).to(options.device)
     if options.resume:
         read_weights(checkpoint, model)
         anchors.start_at(names(model, data, prompter, "en"))
     groups = [{"params": list(model.parameters()), "weight_decay": 0.05}, anchor_group(anchors, options.rate)]
     optimizer = torch.optim.AdamW(groups, options.rate, (0.9, 0.98), fused=True)
-    step_loss = partial(loss, model, data, prompter, anchors)
+    step_loss = partial(loss, model, data, prompter, anchors, options.batch)
 
     def measure(average: Qwen3VL) -> Point:
         write_weights(checkpoint, average)
@@ -111,13 +113,13 @@ def corpus(concepts: list[Concept]) -> list[str]:
     return [*said, *[*defaults, *INSTRUCTIONS, RERANK_SYSTEM, SCAFFOLD] * 300]  # often enough to become tokens
 
 
-def loss(model: Qwen3VL, data: Data, prompter: Prompter, anchors: Anchors, step: int) -> Tensor:
+def loss(model: Qwen3VL, data: Data, prompter: Prompter, anchors: Anchors, batch: int, step: int) -> Tensor:
     """A text and a picture of each concept against each other, and each of them against an anchor of every concept."""
-    chosen = data.some_concepts(BATCH, hard=step % 2 == 0)
+    chosen = data.some_concepts(batch, hard=step % 2 == 0)
     instruction = INSTRUCTIONS[data.coin()]
     texts = read(model, prompter, data.contents("text", chosen), instruction)
     pictures = read(model, prompter, data.contents("picture", chosen), INSTRUCTIONS[0])
-    target = torch.tensor(chosen)
+    target = torch.tensor(chosen, device=texts.device)
     to_anchors = [classified(each, anchors.table, target, anchors.sharpness) for each in (texts, pictures)]
     return 0.5 * contrast(texts, pictures, anchors.sharpness) + 0.5 * torch.stack(to_anchors).mean()
 
@@ -133,7 +135,7 @@ def read(model: Qwen3VL, prompter: Prompter, contents: Contents, instruction: st
 
 def contrast(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
     """InfoNCE in both directions, averaged over the Matryoshka dimensions."""
-    target = torch.arange(len(left))
+    target = torch.arange(len(left), device=left.device)
     return (classified(left, right, target, scale) + classified(right, left, target, scale)) / 2
 
 

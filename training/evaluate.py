@@ -20,7 +20,7 @@ INSTRUCTION = DEFAULTS["embedding"].default_instruction
 RERANK_INSTRUCTION = DEFAULTS["reranker"].default_instruction
 CHUNK = 256
 RECALLED = 20  # candidates that are reranked
-SIZE = (96, 96)
+SIZE, RERANKED_SIZE = (96, 96), (128, 128)  # of pictures, as the checkpoints' defaults reduce them
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,20 +73,20 @@ def confusable(model: Qwen3VL, data: Data, prompter: Prompter, count: int = 24) 
 @torch.no_grad()
 def reranked(model: Qwen3VL, data: Data, prompter: Prompter, found: Retrieval, every: int = 1) -> Point:
     """Recall at 1 before and after reranking, for each `every`th name."""
-    batch = as_batch(on_white(data.unseen, SIZE))
+    batch = as_batch(on_white(data.unseen, RERANKED_SIZE))
     pictures = _looked(model, batch.patches, batch.grid)
     said = prompter.ids([each.names["en"] for each in data.concepts])
     chosen = torch.arange(0, len(said), every)
-    candidates = found.candidates()[chosen]
+    candidates = found.candidates().cpu()[chosen]
     scores = []
     for some in torch.arange(len(chosen)).split(CHUNK // 8):
         documents = candidates[some].flatten()
         queries: list[Ids] = [said[i] for i in chosen[some].tolist() for _ in range(RECALLED)]
         contents = [prompter.picture(batch.cells)] * len(documents)
         prompts = prompter.reranking(queries, contents, RERANK_INSTRUCTION, [batch.cells])
-        hidden = model.read(prompts, pictures.taken(documents))
+        hidden = model.read(prompts, pictures.taken(documents.to(pictures.tokens.device)))
         scores.append(yes_logits(model, hidden, prompter).view(-1, RECALLED))
-    best = candidates[torch.arange(len(chosen)), torch.cat(scores).argmax(1)]
+    best = candidates[torch.arange(len(chosen)), torch.cat(scores).argmax(1).cpu()]
     before, after = (float((each == chosen).float().mean()) for each in (candidates[:, 0], best))
     return {"R@1": round(before, 4), "R@1 reranked": round(after, 4)}
 

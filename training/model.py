@@ -80,30 +80,36 @@ class Language(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, prompts: Prompts, pictures: Pictures | None, layers: int) -> tuple[Tensor, Tensor]:
-        split = len(prompts.prefix)
-        cos, sin = self._rotary(prompts)  # [B, P + S, head_dim]
+        split, device = len(prompts.prefix), self.norm.weight.device
+        cos, sin = self._rotary(prompts, device)  # [B, P + S, head_dim]
         before, here = (cos[:1, :split], sin[:1, :split]), (cos[:, split:], sin[:, split:])
-        beginning = self.embed_tokens(prompts.prefix)[None]  # [1, P, D]
-        hidden = self.embed_tokens(prompts.own)  # [B, S, D]
-        places = prompts.is_visual.nonzero(as_tuple=True)
+        beginning = self.embed_tokens(prompts.prefix.to(device))[None]  # [1, P, D]
+        hidden = self.embed_tokens(prompts.own.to(device))  # [B, S, D]
+        places = tuple(each.to(device) for each in prompts.is_visual.nonzero(as_tuple=True))
         if pictures is not None:
             hidden = hidden.index_put(places, pictures.tokens.flatten(0, 1))
-        rows = torch.arange(len(hidden)).view(-1, *[1] * (prompts.last.dim() - 1))
+        last = prompts.last.to(device)
+        rows = torch.arange(len(hidden), device=device).view(-1, *[1] * (last.dim() - 1))
         halfway = hidden
         for index, layer in enumerate(self.layers):
             if index == layers:
-                halfway = hidden[rows, prompts.last]
+                halfway = hidden[rows, last]
             beginning, hidden = layer(beginning, hidden, before, here)
             if pictures is not None and index < len(pictures.deepstack):
-                hidden = hidden.index_put(places, pictures.deepstack[index].flatten(0, 1), accumulate=True)
-        return halfway, self.norm(hidden[rows, prompts.last])
+                added = torch.zeros_like(hidden).index_put(places, pictures.deepstack[index].flatten(0, 1))
+                hidden = hidden + added
+        return halfway, self.norm(hidden[rows, last])
 
-    def _rotary(self, prompts: Prompts) -> Rotation:
+    def _rotary(self, prompts: Prompts, device: torch.device) -> Rotation:
         """Of all prompts, or [1, P + S, head_dim] where they hold no picture and are equal in this."""
         visual = prompts.is_visual.numpy() if prompts.blocks else np.zeros((1, prompts.own.shape[1]), bool)
         before = np.zeros(len(prompts.prefix), bool)
-        positions = [token_positions(np.concatenate([before, row]), prompts.blocks) for row in visual]
-        return as_rotation(text_rotary(np.stack(positions, 1), self.config.rope_theta, self.config.mrope_section))
+        different, which = np.unique(visual, axis=0, return_inverse=True)
+        positions = [token_positions(np.concatenate([before, row]), prompts.blocks) for row in different]
+        config = self.config
+        cos, sin = as_rotation(text_rotary(np.stack(positions, 1), config.rope_theta, config.mrope_section))
+        rows = torch.from_numpy(which).to(device)
+        return cos.to(device)[rows], sin.to(device)[rows]
 
 
 class Layer(nn.Module):
@@ -154,7 +160,7 @@ class Attention(nn.Module):
                 torch.cat([old.expand(batch, -1, -1, -1), new], 2) for old, new in zip(past, own, strict=True)
             )
         key, value = (each.repeat_interleave(queries // keys, 1) for each in (key, value))
-        seen = torch.ones(length, key.shape[2], dtype=torch.bool).tril(key.shape[2] - length)
+        seen = torch.ones(length, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - length)
         mixed = F.scaled_dot_product_attention(query, key, value, seen)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, queries * size)), own
 

@@ -1,8 +1,6 @@
 """Train a small reranker from the small embedder: yes for the right picture or text, no for those that look alike.
 
-It has not been trained to the end; docs/training.md says how far it came.
-
-    python -m training.reranker FOLDER [--steps 2000]
+    python -m training.reranker FOLDER --device cuda [--steps 1750]
 
 FOLDER/tiny is read; FOLDER/tiny-reranker becomes the checkpoint, FOLDER/tiny-reranker.jsonl the curve.
 """
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from export.blueprint import DEFAULTS
+from training.augment import LARGER
 from training.checkpoint import new_model, read_vocabulary, read_weights, write_folder, write_weights
 from training.comparison import AT_END, AT_QUERY, COMPARED, THRESHOLD, lay_out
 from training.concepts import read_concepts
@@ -28,9 +27,9 @@ from training.model import Qwen3VL
 from training.prompts import Prompter
 from training.schedule import Course, Point, train
 
-TAUGHT, PAIRS = 500, 128  # steps in which the embedder teaches, and their pairs
-RATE = 1e-3  # of these, and by default of the later ones
-GROUPS, GROUP = 24, 8  # a later step: so many queries, and the documents of each, of which the first is right
+TAUGHT, PAIRS = 1100, 384  # steps in which the embedder teaches, and their pairs
+RATE, LATER_RATE = 1e-3, 8e-4  # of these, and by default of the later ones
+GROUPS, GROUP = 64, 16  # a later step: so many queries, and the documents of each, of which the first is right
 WRITTEN_SLOWER = 0.1  # the last layer's rate, in those of the others
 STEEPNESS = 20.0  # of the logit that is taught, in the cosine of the embedder's vectors
 HARD = 0.8  # of the queries' other documents are what the embedder takes for it, in the end; the share grows from 0
@@ -43,11 +42,14 @@ def main() -> None:
     """Train, report on stdout, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1750)
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations")
     parser.add_argument("--resume", action="store_true", help="go on from the reranker that is there")
-    parser.add_argument("--rate", type=float, default=RATE, help="the highest learning rate (default %(default)s)")
+    parser.add_argument(
+        "--rate", type=float, default=LATER_RATE, help="the highest learning rate (default %(default)s)"
+    )
     parser.add_argument("--rounded", action="store_true", help="every other step with weights as 4 bits hold them")
+    parser.add_argument("--device", default="cpu", help="torch's name of it (default %(default)s)")
     options = parser.parse_args()
     course = Course(options.steps, options.every, options.rounded)
     torch.manual_seed(1)
@@ -55,8 +57,8 @@ def main() -> None:
     write_folder(checkpoint, read_vocabulary(first), "reranker")
     prompter, embedding_prompter = Prompter(checkpoint), Prompter(first)
     concepts = read_concepts(options.folder / "sources")
-    data = Data(options.folder / "sources", prompter, concepts, seed=1)
-    model, embedder = new_model(checkpoint), new_model(first)
+    data = Data(options.folder / "sources", prompter, concepts, 1, options.device)
+    model, embedder = (new_model(each).to(options.device) for each in (checkpoint, first))
     read_weights(first, embedder)
     found = retrieval(embedder, data, embedding_prompter)
     data.replace_neighbours(confusable(embedder, data, embedding_prompter))
@@ -65,7 +67,8 @@ def main() -> None:
     else:
         read_weights(first, model, whole=False)
         learn_states(model, embedder, data, prompter, embedding_prompter)
-    anchors = Anchors(len(concepts), COMPARED)
+    data.sizes = LARGER
+    anchors = Anchors(len(concepts), COMPARED).to(options.device)
     anchors.start_at(names(embedder, data, embedding_prompter, "en")[:, :COMPARED])
     groups = [*learnt(model, options.rate), anchor_group(anchors, options.rate)]
     optimizer = torch.optim.AdamW(groups, options.rate, (0.9, 0.98), fused=True)
@@ -106,7 +109,8 @@ def learn_states(model: Qwen3VL, embedder: Qwen3VL, data: Data, prompter: Prompt
     def step_loss(step: int) -> Tensor:
         kinds = KINDS[step % len(KINDS)].split()
         queries, others = (data.some_concepts(PAIRS, hard=False) for _ in range(2))
-        documents = [*queries[: PAIRS // 2], *others[PAIRS // 2 :]]
+        half, rest = PAIRS // 2, PAIRS // 4
+        documents = [*queries[:half], *data.near(queries[half:-rest]), *others[-rest:]]
         sides = [data.contents(kind, each) for kind, each in zip(kinds, (queries, documents), strict=True)]
         states, last = pair_states(model, prompter, *sides, INSTRUCTIONS[data.coin()])
         with torch.no_grad():
@@ -128,10 +132,11 @@ def loss(model: Qwen3VL, data: Data, prompter: Prompter, anchors: Anchors, steps
     sides = [data.contents(kind, each) for kind, each in zip(kinds, (queries, documents), strict=True)]
     states, last = pair_states(model, prompter, *sides, INSTRUCTIONS[data.coin()])
     logits = yes_logits(model, last, prompter).view(GROUPS, GROUP)
-    ordered = F.cross_entropy(logits, torch.zeros(GROUPS, dtype=torch.int64))
-    right = torch.eye(GROUP)[0].expand(GROUPS, -1)
-    alone = F.binary_cross_entropy_with_logits(logits, right, pos_weight=torch.tensor(GROUP - 1.0))
-    concepts = torch.stack([torch.tensor(queries).repeat_interleave(GROUP), torch.tensor(documents)], 1)
+    device = logits.device
+    ordered = F.cross_entropy(logits, torch.zeros(GROUPS, dtype=torch.int64, device=device))
+    right = torch.eye(GROUP, device=device)[0].expand(GROUPS, -1)
+    alone = F.binary_cross_entropy_with_logits(logits, right, pos_weight=torch.tensor(GROUP - 1.0, device=device))
+    concepts = torch.stack([torch.tensor(queries).repeat_interleave(GROUP), torch.tensor(documents)], 1).to(device)
     about = states[..., :COMPARED].flatten(0, 1)
     classes = classified(about, anchors.table, concepts.flatten(), anchors.sharpness)
     return ordered + 0.5 * alone + 0.5 * classes + 0.2 * marked(states)
@@ -140,7 +145,7 @@ def loss(model: Qwen3VL, data: Data, prompter: Prompter, anchors: Anchors, steps
 def marked(states: Tensor) -> Tensor:
     """How far the numbers of [N, 2, D] beside the compared ones are from the marks that `training.comparison` needs."""
     about, rest = states[..., :COMPARED], states[..., COMPARED:]
-    marks = torch.zeros(rest.shape[1:])
+    marks = torch.zeros(rest.shape[1:], device=states.device)
     marks[0, AT_QUERY - COMPARED] = marks[1, AT_END - COMPARED] = 1.0
     return (rest / about.norm(dim=-1, keepdim=True) - marks).square().sum(-1).mean()
 
@@ -157,7 +162,7 @@ def pair_states(
             sides.append([contents.texts[index] for index in of_pair.tolist()])
             continue
         sides.append([prompter.picture(batch.cells)] * len(of_pair))
-        looks.append(model.look(batch.patches, batch.grid).taken(of_pair))
+        looks.append(model.look(batch.patches, batch.grid).taken(of_pair.to(batch.patches.device)))
         blocks.append(batch.cells)
     prompts = prompter.reranking(*sides, instruction, blocks)
     return model.read_twice(prompts, looks[0].followed_by(looks[1:]) if looks else None, last_layer(model))

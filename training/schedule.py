@@ -49,10 +49,10 @@ def train(
         optimizer.step()
         schedule.step()
         _follow(average, model, min(DECAY, 1 - 10 / (step + 10)))
-        losses.append(float(value.detach()))
+        losses.append(value.detach())
         if step % course.every == 0 or step == steps:
             seconds = round(time.perf_counter() - start)
-            yield {"step": step, "loss": sum(losses) / len(losses), "seconds": seconds} | measure(average)
+            yield {"step": step, "loss": float(torch.stack(losses).mean()), "seconds": seconds} | measure(average)
             losses = []
     model.load_state_dict(average.state_dict())
 
@@ -92,5 +92,4 @@ def _in_4_bits(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _follow(average: Qwen3VL, model: Qwen3VL, keep: float) -> None:
-    for mean, current in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(current, 1 - keep)
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)

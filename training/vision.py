@@ -50,9 +50,11 @@ class Vision(nn.Module):
         config = self.config
         side = round(config.num_position_embeddings**0.5)
         places = patch_positions(grid, config.spatial_merge_size, config.hidden_size // config.num_heads, side)
-        neighbours = self.pos_embed(torch.from_numpy(places.index))  # [4, h*w, D]
-        hidden = self.patch_embed(patches) + (neighbours * torch.from_numpy(places.weight)).sum(0)
-        rotation = as_rotation(places.rotary)
+        index, weight = (torch.from_numpy(each).to(patches.device) for each in (places.index, places.weight))
+        neighbours = self.pos_embed(index)  # [4, h*w, D]
+        hidden = self.patch_embed(patches) + (neighbours * weight).sum(0)
+        cos, sin = as_rotation(places.rotary)
+        rotation = cos.to(patches.device), sin.to(patches.device)
         deepstack = []
         for index, block in enumerate(self.blocks):
             hidden = block(hidden, rotation)
