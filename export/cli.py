@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="a checkpoint folder, a repository id such as Qwen/Qwen3-VL-Embedding-2B,\n"
         f"one of {', '.join(PUBLISHED)},\n"
-        f"or {SMALL[0]}: a small trained embedder for a first try, which is here already",
+        f"or {' or '.join(SMALL)}: a small trained embedder and reranker for a first try, which are here already",
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(

@@ -1,4 +1,4 @@
-"""What scripts/demo runs: the small trained embedder is exported to int8, verified, and searches pictures it never saw.
+"""What scripts/demo runs: the small trained pair is exported to int8, verified, and searches pictures it never saw.
 
 Everything it writes lies in demo/. The pictures come from PyPI (bench/openmoji.py), nothing else is fetched.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DEMO = Path("demo")
-PACKAGE = str(DEMO / "tiny-int8")
+PACKAGE, RERANKER = str(DEMO / "tiny-int8"), str(DEMO / "tiny-reranker-int8")
 PICTURES, INDEX, SHEET = str(DEMO / "pictures"), str(DEMO / "index"), str(DEMO / "sheet.png")
 # Text queries in three languages, then a picture of another drawing style than those that are searched.
 QUERIES = (("--text", "sailboat"), ("--text", "ein roter Apfel"), ("--text", "雨伞"))
 NOTICE = """
-The model is small (3.6 million numbers) and knows emoji. What it shows is the whole way; the published models, 2B
-and 8B, go the same way: python -m export --model Qwen3-VL-Embedding-2B --int8"""
+The models are small (3.6 and 3.8 million numbers) and know emoji. What it shows is the whole way; the published models,
+2B and 8B, go the same way: python -m export --model Qwen3-VL-Embedding-2B --int8"""
 
 
 def main() -> None:
@@ -26,12 +26,14 @@ def main() -> None:
     os.chdir(ROOT)
     title("1. Export: a checkpoint becomes an ONNX package, without torch")
     command("-m", "export", "--model", "tiny", "--int8", "--output", PACKAGE, "--force")
+    command("-m", "export", "--model", "tiny-reranker", "--int8", "--output", RERANKER, "--force")
     title("2. Verify: this machine gives what the export gave")
     command("-m", "runtime", "verify", PACKAGE)
+    command("-m", "runtime", "verify", RERANKER)
     title("3. Index: pictures in a drawing style that training has not seen")
     command("-m", "bench.openmoji", PICTURES, "--count", "400")
     command("-m", "runtime", "search", PACKAGE, "--index", INDEX, "--add", PICTURES)
-    title("4. Search: three languages, then a picture")
+    title("4. Search, and put what is found in order: three languages, then a picture")
     for query in QUERIES:
         search(*query, "--top", "5")
     search("--image", draw_query(), "--top", "12", "--sheet", SHEET)
@@ -45,7 +47,7 @@ def title(text: str) -> None:
 
 def search(*options: str) -> None:
     """One search."""
-    command("-m", "runtime", "search", PACKAGE, "--index", INDEX, *options)
+    command("-m", "runtime", "search", PACKAGE, "--index", INDEX, "--reranker", RERANKER, *options)
 
 
 def command(*arguments: str) -> None:

@@ -65,3 +65,4 @@ def test_others_are_refused(folder: Path, content: str, reason: str) -> None:
 
 def test_the_small_model_looks_at_small_pictures() -> None:
     assert read_defaults(find_checkpoint("tiny"), "embedding").max_pixels == 96 * 96
+    assert read_defaults(find_checkpoint("tiny-reranker"), "reranker").max_pixels == 128 * 128
