@@ -6,6 +6,7 @@ exports what FOLDER lacks, takes the float32 embedder's 20 best pictures for eve
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -44,22 +45,28 @@ def main() -> None:
     for precision in FORMS:
         reranker = Qwen3VLReranker(exported(options.folder, "tiny-reranker", precision))
         start = perf_counter()
-        scores = np.array(
-            [
-                score(reranker, corpus.names[at], [looked_at[i] for i in some])
-                for at, some in zip(chosen, candidates, strict=True)
-            ]
-        )
+        scores = reranked(reranker, [corpus.names[at] for at in chosen], candidates, looked_at)
         milliseconds = (perf_counter() - start) * 1e3 / scores.size
         exact = scores if exact is None else exact
-        tau = np.mean([kendall(one, other) for one, other in zip(exact, scores, strict=True)])
+        tau = same_order(exact, scores)
         hit = (np.take_along_axis(candidates, scores.argmax(1)[:, None], 1)[:, 0] == chosen).mean()
         print(f"| `--{precision}` | {hit:.3f} | {tau:.3f} | {milliseconds:.2f} |", flush=True)
 
 
-def score(reranker: Qwen3VLReranker, name: str, pictures: list[Image.Image]) -> list[float]:
-    """Probabilities of "yes" for pictures under a name."""
-    return reranker.process({"query": {"text": name}, "documents": [{"image": each} for each in pictures]})
+def reranked(
+    reranker: Qwen3VLReranker, names: Sequence[str], candidates: np.ndarray, pictures: Sequence[Image.Image]
+) -> np.ndarray:
+    """Probabilities of "yes" [N, C] for each name's candidates, indexes int64 [N, C] of pictures."""
+    requests = (
+        {"query": {"text": name}, "documents": [{"image": pictures[index]} for index in some]}
+        for name, some in zip(names, candidates, strict=True)
+    )
+    return np.array([reranker.process(each) for each in requests])
+
+
+def same_order(scores: np.ndarray, others: np.ndarray) -> float:
+    """Kendall's τ of two [N, C], averaged over the rows."""
+    return float(np.mean([kendall(*each) for each in zip(scores, others, strict=True)]))
 
 
 def exported(folder: Path, model: str, precision: str) -> Path:

@@ -6,11 +6,14 @@ bench/evidence.py prints the whole table; here every fourth picture is enough to
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bench import evidence_reranking
 from bench.evidence import (
     Corpus,
     Embedded,
+    best,
     embed,
     overlap,
     read_corpus,
@@ -18,6 +21,8 @@ from bench.evidence import (
     stored_similarity,
 )
 from bench.evidence_packages import FORMS, export_form
+from bench.openmoji import drawings, picture
+from runtime import Qwen3VLReranker
 
 COUNT = 413
 FORM = {form.name: form for form in FORMS}
@@ -58,3 +63,16 @@ def test_quantisation_keeps_the_ten_best(
 
 def test_int8_vectors_keep_the_ten_best(exact: Embedded) -> None:
     assert overlap(stored_similarity(exact, "int8", 128), exact.similarity) >= 0.985
+
+
+def test_int8_keeps_the_reranked_order(tmp_path: Path, corpus: Corpus, exact: Embedded) -> None:
+    chosen = np.arange(0, len(corpus.names), 8)
+    candidates = best(exact.similarity, 20)[chosen]
+    shown = drawings()
+    pictures = [picture(each, evidence_reranking.SIDE) for each in shown[:: len(shown) // COUNT][:COUNT]]
+    packages = [evidence_reranking.exported(tmp_path, "tiny-reranker", precision) for precision in ("fp32", "int8")]
+    names = [corpus.names[at] for at in chosen]
+    one, other = (evidence_reranking.reranked(Qwen3VLReranker(each), names, candidates, pictures) for each in packages)
+    assert evidence_reranking.same_order(one, other) >= 0.95
+    found = np.take_along_axis(candidates, one.argmax(1)[:, None], 1)[:, 0] == chosen
+    assert found.mean() > (candidates[:, 0] == chosen).mean()
