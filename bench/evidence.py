@@ -22,7 +22,7 @@ from runtime.machine import machine_facts
 from runtime.search.index_files import taken
 from runtime.search.vector_store import CANDIDATES, STORES, VECTORS, StoreName, VectorStore
 
-SIDE = 96  # pixels: what the small model looks at
+SIDE = 96  # pixels: what the small embedder looks at
 DIMENSIONS = (128, 64, 32)
 TOP = 10
 NOT_FOUND = -2.0  # below every cosine
@@ -69,12 +69,12 @@ class Embedded:
         return self.names @ self.pictures.T
 
 
-def read_corpus(count: int | None = None) -> Corpus:
-    """All of OpenMoji's pictures, or the first `count` of every so many."""
+def read_corpus(count: int | None = None, side: int = SIDE) -> Corpus:
+    """All of OpenMoji's pictures, or the first `count` of every so many, of `side` pixels."""
     chosen = drawings()
     if count is not None:
         chosen = chosen[:: max(1, len(chosen) // count)][:count]
-    return Corpus([picture(each, SIDE) for each in chosen], [each.names["en"] for each in chosen])
+    return Corpus([picture(each, side) for each in chosen], [each.names["en"] for each in chosen])
 
 
 def embed(package: Path, corpus: Corpus) -> Embedded:

@@ -1,4 +1,5 @@
-"""The packages that bench.evidence compares: the small embedder in every precision, with and without outliers."""
+"""The packages that bench.evidence compares: the small embedder in every precision, with and without outliers, and
+the small reranker."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -16,18 +17,17 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from checkpoint_shapes import Shape, TextShape, VisionShape
 from outliers import WEIGHTS, write_outliers
 
-CHECKPOINT = "tiny"
-
 
 @dataclass(frozen=True)
 class Form:
-    """A line of the table: what is exported, and whether outlier channels are put in before."""
+    """A line of a table: what is exported, and whether outlier channels are put in before."""
 
     name: str
     precision: str
     block: int | None = None
     outliers: bool = False
     calibrate: str = "builtin"
+    model: str = "tiny"
 
 
 FORMS = (
@@ -43,17 +43,18 @@ FORMS = (
     Form("`--int4 --block 32`, outliers put in", "int4", 32, outliers=True),
     Form("`--int4 --block 32`, outliers, `--calibrate none`", "int4", 32, True, "none"),
 )
+RERANKER_FORMS = tuple(Form(f"`--{each}`", each, model="tiny-reranker") for each in ("fp32", "int8", "int4"))
 
 
 def export_form(form: Form, folder: Path) -> Path:
     """The package of a form, made in `folder` unless it is there."""
-    words = [form.precision, str(form.block), "outliers" if form.outliers else "plain", form.calibrate]
+    words = [form.model, form.precision, str(form.block), "outliers" if form.outliers else "plain", form.calibrate]
     package = folder / "-".join(words)
     if not package.exists():
-        checkpoint = find_checkpoint(CHECKPOINT)
+        checkpoint = find_checkpoint(form.model)
         if form.outliers:
             checkpoint = with_outliers(checkpoint, folder / "outliers")
-        options = ExportOptions(CHECKPOINT, form.precision, block=form.block, golden="none")
+        options = ExportOptions(form.model, form.precision, block=form.block, golden="none")
         export_package(checkpoint, package, replace(options, calibrate=form.calibrate))
     return package
 

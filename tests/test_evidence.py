@@ -20,8 +20,7 @@ from bench.evidence import (
     recall,
     stored_similarity,
 )
-from bench.evidence_packages import FORMS, export_form
-from bench.openmoji import drawings, picture
+from bench.evidence_packages import FORMS, RERANKER_FORMS, export_form
 from runtime import Qwen3VLReranker
 
 COUNT = 413
@@ -65,14 +64,11 @@ def test_int8_vectors_keep_the_ten_best(exact: Embedded) -> None:
     assert overlap(stored_similarity(exact, "int8", 128), exact.similarity) >= 0.985
 
 
-def test_int8_keeps_the_reranked_order(tmp_path: Path, corpus: Corpus, exact: Embedded) -> None:
-    chosen = np.arange(0, len(corpus.names), 8)
-    candidates = best(exact.similarity, 20)[chosen]
-    shown = drawings()
-    pictures = [picture(each, evidence_reranking.SIDE) for each in shown[:: len(shown) // COUNT][:COUNT]]
-    packages = [evidence_reranking.exported(tmp_path, "tiny-reranker", precision) for precision in ("fp32", "int8")]
-    names = [corpus.names[at] for at in chosen]
-    one, other = (evidence_reranking.reranked(Qwen3VLReranker(each), names, candidates, pictures) for each in packages)
+def test_int8_keeps_the_reranked_order(tmp_path: Path, exact: Embedded) -> None:
+    corpus = read_corpus(COUNT, evidence_reranking.SIDE)
+    chosen = np.arange(0, COUNT, 8)
+    candidates = best(exact.similarity, evidence_reranking.RECALLED)[chosen]
+    rerankers = [Qwen3VLReranker(export_form(form, tmp_path)) for form in RERANKER_FORMS[:2]]
+    one, other = (evidence_reranking.reranked(each, corpus, chosen, candidates) for each in rerankers)
     assert evidence_reranking.same_order(one, other) >= 0.95
-    found = np.take_along_axis(candidates, one.argmax(1)[:, None], 1)[:, 0] == chosen
-    assert found.mean() > (candidates[:, 0] == chosen).mean()
+    assert evidence_reranking.hits(one, chosen, candidates) > (candidates[:, 0] == chosen).mean()

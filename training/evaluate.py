@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from export.blueprint import DEFAULTS
 from training.augment import on_white
+from training.checkpoint import SIDES
 from training.data import Data, as_batch
 from training.model import Qwen3VL
 from training.prompts import Ids, Prompter
@@ -20,7 +21,8 @@ INSTRUCTION = DEFAULTS["embedding"].default_instruction
 RERANK_INSTRUCTION = DEFAULTS["reranker"].default_instruction
 CHUNK = 256
 RECALLED = 20  # candidates that are reranked
-SIZE, RERANKED_SIZE = (96, 96), (128, 128)  # of pictures, as the checkpoints' defaults reduce them
+SIZE = (SIDES["embedding"], SIDES["embedding"])
+RERANKED_SIZE = (SIDES["reranker"], SIDES["reranker"])
 
 
 @dataclass(frozen=True, eq=False)

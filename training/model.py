@@ -106,8 +106,8 @@ class Language(nn.Module):
         before = np.zeros(len(prompts.prefix), bool)
         different, which = np.unique(visual, axis=0, return_inverse=True)
         positions = [token_positions(np.concatenate([before, row]), prompts.blocks) for row in different]
-        config = self.config
-        cos, sin = as_rotation(text_rotary(np.stack(positions, 1), config.rope_theta, config.mrope_section))
+        rotary = text_rotary(np.stack(positions, 1), self.config.rope_theta, self.config.mrope_section)
+        cos, sin = as_rotation(rotary)
         rows = torch.from_numpy(which).to(device)
         return cos.to(device)[rows], sin.to(device)[rows]
 

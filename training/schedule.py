@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.model import Qwen3VL
 
@@ -92,4 +93,4 @@ def _in_4_bits(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _follow(average: Qwen3VL, model: Qwen3VL, keep: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+    get_ema_multi_avg_fn(keep)(list(average.parameters()), list(model.parameters()), 0)
