@@ -202,8 +202,10 @@ class DecoderLayer:
 
     def _declare_present(self, key: Value, value: Value) -> None:
         shape: list[int | str] = ["B", self.config.num_key_value_heads, "C+S", self.config.head_dim]
-        self.graph.output(f"present_key.{self.index}", leaving(self.parts, key), "float32", shape)
-        self.graph.output(f"present_value.{self.index}", leaving(self.parts, value), "float32", shape)
+        for name, present in (("key", key), ("value", value)):
+            # Inferred it would have past's length, and CUDA's kernel would be given past's buffer to write to.
+            self.graph.declare(present, self.parts.kernels.activations, shape)
+            self.graph.output(f"present_{name}.{self.index}", leaving(self.parts, present), "float32", shape)
 
     def _output_and_mlp(self, residual: Value, attended: Value) -> Value:
         config = self.config

@@ -77,8 +77,13 @@ class Graph:
 
     def output(self, name: str, value: Value, dtype: str, shape: Sequence[int | str]) -> None:
         """Make `value` a graph output called `name`."""
-        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(DTYPES[dtype])
+        value.name = name
+        self.declare(value, dtype, shape)
         self._graph.outputs.append(value)
+
+    def declare(self, value: Value, dtype: str, shape: Sequence[int | str]) -> None:
+        """Say what `value` is, for an operator whose output onnxruntime infers otherwise."""
+        value.shape, value.type = ir.Shape(shape), ir.TensorType(DTYPES[dtype])
 
     def op(self, operator: str, *inputs: Value | None, domain: str = "", **attributes: ir.Attr | object) -> Value:
         """Append `operator` with one output; keyword arguments are the operator's attributes."""

@@ -55,6 +55,9 @@ CONTRIB = {
     "MultiHeadAttention": Kernel(1, (EITHER,)),
     "QuickGelu": Kernel(1, (EITHER,)),
 }
+# (input, output) that may be one buffer, which the planner makes them when the shapes are equal word by word and the
+# input is needed nowhere else.
+IN_PLACE = {"GroupQueryAttention": ((3, 1), (4, 2))}
 # Identity is registered from version 19 on, and that of the opset is newer: the CPU copies the pooled output.
 ON_HOST = {"Identity"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cuda_kernels import BFLOAT16, FLOAT, ON_HOST, kernel, value_types
+from cuda_kernels import BFLOAT16, FLOAT, IN_PLACE, ON_HOST, kernel, value_types
 from onnx_files import dimensions, load, nodes, operators, stored, weights
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, TINY_8B, Shape
@@ -77,6 +77,21 @@ def test_operators_of_the_decoder(cuda_package: Packages, model: tuple[Shape, Ta
     assert not found.keys() & {"MatMulIntegerToFloat", "GatherBlockQuantized", "Attention", "Where", "Slice", "Mod"}
     for node in nodes(graph, "GroupQueryAttention"):
         assert list(node.input[5:]) == ["last_position", "capacity"]  # input 16 came after 1.31
+
+
+@MODELS
+def test_present_is_never_written_into_the_buffer_of_past(cuda_package: Packages, model: tuple[Shape, Task]) -> None:
+    """Their shapes, as onnxruntime's planner compares them, differ."""
+    graph = load(cuda_package(*model, "bf16"), DECODER).graph
+    given = {each.name: each for each in (*graph.input, *graph.value_info)}
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    attentions = [node for node in graph.node if node.op_type in IN_PLACE]
+    assert len(attentions) == model[0].text.num_hidden_layers
+    for node in attentions:
+        for source, target in IN_PLACE[node.op_type]:
+            past, present = given[casts[node.input[source]]], given[node.output[target]]
+            assert dimensions(past)[2] == "C" and dimensions(present)[2] == "C+S"
+            assert present.type.tensor_type.elem_type == BFLOAT16
 
 
 @MODELS
