@@ -16,8 +16,8 @@ from quant.schemes import GraphBuilder, Linear, Matrix, Value, not_finite
 LARGEST = 127
 ZERO_POINT = 128  # of the activations; int8 × int8 is far slower on x86
 SMALLEST_TOKEN = 1e-8  # a token of zeros is divided by this
-# (graph, matrix) → its codes [K, N], int8 or uint8 around ZERO_POINT, and scales float32 [N]
-Weights = Callable[[GraphBuilder, Matrix], tuple[Value, Value]]
+# (graph, codes of the input [..., K], matrix) → the product [..., N] as float32, without the scales of the tokens
+Product = Callable[[GraphBuilder, Value, Matrix], Value]
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class PerToken:
 
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """Quantise x [..., K] once, multiply by each layer → [..., N]."""
-        return token_products(graph, x, layers, self._weights)
+        return token_products(graph, x, layers, self._product)
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
         """Not for tables."""
         raise NotImplementedError(f"{table.name}: {self.name} is a scheme for products, not for tables.")
 
-    def _weights(self, graph: GraphBuilder, matrix: Matrix) -> tuple[Value, Value]:
+    def _product(self, graph: GraphBuilder, x: Value, matrix: Matrix) -> Value:
         size, width = matrix.shape
 
         def codes() -> Iterator[np.ndarray]:
@@ -56,7 +56,7 @@ class PerToken:
                 yield self.quantize(block)[1]
 
         stored = graph.weight(matrix.name, "int8", (width, size), codes)
-        return stored, graph.weight(f"{matrix.name}:scales", "float32", (size,), scales)
+        return integer_product(graph, x, stored, graph.weight(f"{matrix.name}:scales", "float32", (size,), scales))
 
 
 def row_scales(rows: np.ndarray) -> np.ndarray:
@@ -66,26 +66,17 @@ def row_scales(rows: np.ndarray) -> np.ndarray:
     return scales
 
 
-def token_products(
-    graph: GraphBuilder, x: Value, layers: Sequence[Linear], weights: Weights, weight_zero: Value | None = None
-) -> list[Value]:
-    """Quantise x [..., K] once with one scale a token, multiply by each layer's 8-bit codes → [..., N].
-
-    `weight_zero`: the zero point of uint8 codes; int8 ones have none.
-    """
+def token_products(graph: GraphBuilder, x: Value, layers: Sequence[Linear], product: Product) -> list[Value]:
+    """Quantise x [..., K] once with one scale a token, multiply by each layer → [..., N]."""
     axis, smallest = graph.constant(np.array([-1], np.int64)), graph.constant(np.array(SMALLEST_TOKEN, np.float32))
     # Both ends are read faster than |x| is written.
     lowest = graph.op("Neg", graph.op("ReduceMin", x, axis))
     largest = graph.op("Max", graph.op("ReduceMax", x, axis), lowest, smallest)  # [..., 1]
     largest = graph.op("Add", largest, not_finite(graph, x))
-    step = graph.constant(np.array(1 / LARGEST, np.float32))
-    zero = graph.constant(np.array(ZERO_POINT, np.uint8))
-    codes = graph.op("QuantizeLinear", graph.op("Div", x, largest), step, zero)  # uint8 [..., K]
+    codes = graph.op("QuantizeLinear", graph.op("Div", x, largest), *_activation(graph))  # uint8 [..., K]
     outputs = []
     for layer in layers:
-        weight, scales = weights(graph, layer.weight)
-        inputs = [codes, weight, step, scales, zero, *([] if weight_zero is None else [weight_zero])]
-        y = graph.op("MatMulIntegerToFloat", *inputs, domain="com.microsoft")
+        y = product(graph, codes, layer.weight)
         if layer.bias is not None or not layer.scale_free:  # a bias belongs to the whole product
             y = graph.op("Mul", y, largest)
         if layer.bias is not None:
@@ -93,3 +84,15 @@ def token_products(
             y = graph.op("Add", y, bias)
         outputs.append(y)
     return outputs
+
+
+def integer_product(graph: GraphBuilder, x: Value, weight: Value, scales: Value, zero: Value | None = None) -> Value:
+    """uint8 codes [..., K] by 8-bit codes [..., K, N] → float32 [..., N]; `zero` point of uint8 weights, if any."""
+    step, middle = _activation(graph)
+    inputs = [x, weight, step, scales, middle, *([] if zero is None else [zero])]
+    return graph.op("MatMulIntegerToFloat", *inputs, domain="com.microsoft")
+
+
+def _activation(graph: GraphBuilder) -> tuple[Value, Value]:
+    """Scale and zero point of a token divided by its largest number."""
+    return graph.constant(np.array(1 / LARGEST, np.float32)), graph.constant(np.array(ZERO_POINT, np.uint8))

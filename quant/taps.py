@@ -28,8 +28,9 @@ OUTPUT, START, STEP = ":output", "tap:start", "tap:step"
 TOKENS = "tokens"  # an output of the vision graph
 LAYERS = f"{DECODER}layers."
 EVERY_TOKEN = ("k_proj.weight", "v_proj.weight")  # of the last layer, too
-# int8-per-token gives a product that a norm follows without the token's scale, then this is its last operator.
-UNSCALED_OPERATOR = "MatMulIntegerToFloat"
+# A product that a norm follows comes without the token's scale: int8-per-token's ends with the first of these, that of
+# int4-two-level with the second.
+UNSCALED_OPERATORS = ("MatMulIntegerToFloat", "Reshape")
 PATCH_ROWS = 4  # patches read for each token: pictures are fewer than texts, and their values smaller
 
 
@@ -124,7 +125,7 @@ def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGra
         session = create_session(model.SerializeToString(), options, providers)
     except Exception as error:  # onnxruntime's errors share no narrower base
         raise PackageError(f"{path} cannot be opened by onnxruntime {ort.__version__} ({error}).") from error
-    unscaled = frozenset(name for name, value in values.items() if outputs[value] == UNSCALED_OPERATOR)
+    unscaled = frozenset(name for name, value in values.items() if outputs[value] in UNSCALED_OPERATORS)
     pooled = frozenset[str]() if is_vision else _pooled(values)
     return TappedGraph(SessionGraph(session), tuple(values), unscaled, pooled, is_vision)
 

@@ -5,11 +5,15 @@ a float scale for each row (compare the progressive quantisation of QServe, Lin 
 weight, and the product is that of `PerToken`. The graph unpacks it at every call, one matrix at a time: in memory there
 are 4-bit weights, used where they are mapped, and the cost is the same for one token as for a thousand.
 
-Bytes: codes uint8 [K/2, N], input k in the lower half of a byte, input K/2 + k in the upper one; multipliers uint8 and
-offsets uint8 (an int8's bits) [K/block, 1, N]; scales float32 [N].
+Outputs are stored in panels of n: the kernel, which reorders the weights at every call, reads a narrow panel twice as
+fast as a whole matrix. The lower half of a byte belongs to the first N/2 outputs, the upper one to the others, so that
+each half is unpacked and multiplied by itself. All of it is int8 arithmetic modulo 256.
+
+Bytes: int8 [N/2n, K, n], lower code + 16 · upper code; for each half multipliers and offsets int8
+[N/2n · K/block, 1, n] and scales float32 [N/2n, 1, n].
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
@@ -18,13 +22,18 @@ from math import gcd
 import numpy as np
 
 from quant.blockwise import PIECE_ELEMENTS, SHRINKS
-from quant.per_token import LARGEST, ZERO_POINT, row_scales, token_products
+from quant.per_token import LARGEST, ZERO_POINT, integer_product, row_scales, token_products
 from quant.schemes import GraphBuilder, Linear, Matrix, Value
 from runtime.session import default_threads
 
 TOP = 15  # the largest code
-INT8 = 3  # onnx.TensorProto.INT8
-TIES_UP = 1e-3  # what makes a half more than a half; -1 becomes 0 by saturation
+UINT8 = 2  # onnx.TensorProto.UINT8
+LOWEST = -128  # of int8
+PANEL = 128  # outputs
+HALVES = ("lower", "upper")
+TIES_UP = 1e-3  # what makes a half more than a half
+
+Blocks = Callable[[], Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -73,54 +82,49 @@ class TwoLevel:
 
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """Quantise x [..., K] once, unpack and multiply by each layer → [..., N]."""
-        zero = graph.constant(np.array(ZERO_POINT, np.uint8)) if self.to_uint8 else None
-        return token_products(graph, x, layers, self._weights, zero)
+        return token_products(graph, x, layers, self._product)
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
         """Not for tables."""
         raise NotImplementedError(f"{table.name}: {self.name} is a scheme for products, not for tables.")
 
-    def _unpacked(self, graph: GraphBuilder, matrix: Matrix, quantised: "_Quantised") -> Value:
-        """The nodes that make 8-bit weights [K, N] of the stored bytes; all of it is arithmetic modulo 256."""
-        (size, width), block = matrix.shape, self._block(matrix.shape[1])
-
-        def packed() -> Iterator[np.ndarray]:
-            codes = quantised.levels.codes.reshape(size, width)
-            yield (codes[:, : width // 2] | (codes[:, width // 2 :] << 4)).T
-
-        def multipliers() -> Iterator[np.ndarray]:
-            yield quantised.levels.multipliers.T.astype(np.uint8)
-
-        def offsets() -> Iterator[np.ndarray]:
-            yield quantised.levels.offsets.T.astype(np.uint8)
-
-        both = graph.weight(matrix.name, "uint8", (width // 2, size), packed)
+    def _product(self, graph: GraphBuilder, x: Value, matrix: Matrix) -> Value:
+        """uint8 codes [..., K] → [..., N], both halves of the outputs one after the other."""
+        size, width = matrix.shape
+        if size % 2:
+            raise ValueError(f"{matrix.name} has {size} outputs, {self.name} stores two in a byte; choose int8.")
+        stored = _Stored(self, matrix)
+        both = graph.weight(matrix.name, "int8", stored.shape(width), stored.codes)
+        # QLinearMul reads what lies in no cache four times slower than Add does.
+        both = graph.op("Add", both, graph.constant(np.array(LOWEST, np.int8)))
         upper = upper_half(graph, both)
         # Two operators that onnxruntime vectorises take a third of the time of BitwiseAnd.
-        lower = graph.op("Sub", both, graph.op("Mul", upper, graph.constant(np.array(TOP + 1, np.uint8))))
-        codes = graph.op("Concat", lower, upper, axis=0)  # [K,N]
-        codes = graph.op("Reshape", codes, graph.constant(np.array([width // block, block, size])))
-        shape = (width // block, 1, size)
-        codes = graph.op("Mul", codes, graph.weight(f"{matrix.name}:multipliers", "uint8", shape, multipliers))
-        codes = graph.op("Add", codes, graph.weight(f"{matrix.name}:offsets", "uint8", shape, offsets))
-        codes = graph.op("Reshape", codes, graph.constant(np.array([width, size])))
-        if self.to_uint8:
-            return graph.op("Add", codes, graph.constant(np.array(ZERO_POINT, np.uint8)))
-        return graph.op("Cast", codes, to=INT8)
+        lower = graph.op("Sub", both, graph.op("Mul", upper, graph.constant(np.array(TOP + 1, np.int8))))
+        rows = graph.op("Reshape", x, graph.constant(np.array([1, -1, width])))  # [1,T,K]
+        halves = [self._half(graph, rows, codes, stored, half) for half, codes in enumerate((lower, upper))]
+        y = graph.op("Transpose", graph.op("Concat", *halves, axis=0), perm=[1, 0, 2])  # [T,N/n,n]
+        shape = graph.op("Concat", graph.op("Shape", x, end=-1), graph.constant(np.array([size])), axis=0)
+        return graph.op("Reshape", y, shape)
 
-    def _weights(self, graph: GraphBuilder, matrix: Matrix) -> tuple[Value, Value]:
-        quantised = _Quantised(self, matrix)
-        weights = self._unpacked(graph, matrix, quantised)
-
-        def scales() -> Iterator[np.ndarray]:
-            yield quantised.levels.scales
-            del quantised.levels  # these are the last of its bytes
-
-        return weights, graph.weight(f"{matrix.name}:scales", "float32", matrix.shape[:1], scales)
+    def _half(self, graph: GraphBuilder, x: Value, codes: Value, stored: "_Stored", half: int) -> Value:
+        """The product of one half of the outputs, whose codes are 128 too small → [N/2n, T, n]."""
+        (_, width), name = stored.matrix.shape, f"{stored.matrix.name}:{HALVES[half]}"
+        block = self._block(width)
+        panels, _, columns = stored.shape(width)
+        shape = panels * width // block, 1, columns
+        values = graph.op("Reshape", codes, graph.constant(np.array([shape[0], block, columns])))
+        values = graph.op("Mul", values, graph.weight(f"{name}:multipliers", "int8", shape, stored.multipliers(half)))
+        values = graph.op("Add", values, graph.weight(f"{name}:offsets", "int8", shape, stored.offsets(half)))
+        weights = graph.op("Reshape", values, graph.constant(np.array([panels, width, columns])))
+        scales = graph.weight(f"{name}:scales", "float32", (panels, 1, columns), stored.scales(half))
+        if not self.to_uint8:
+            return integer_product(graph, x, weights, scales)
+        middle = graph.constant(np.array(ZERO_POINT, np.uint8))
+        return integer_product(graph, x, graph.op("Add", graph.op("Cast", weights, to=UINT8), middle), scales, middle)
 
     def _block(self, width: int) -> int:
-        """The block, or the largest part of it that divides half the input."""
-        return gcd(self.block, width // 2)
+        """The block, or the largest part of it that divides the input."""
+        return gcd(self.block, width)
 
     def _quantize_piece(self, rows: np.ndarray, importance: np.ndarray | None) -> Levels:
         block = self._block(rows.shape[1])
@@ -150,25 +154,62 @@ class TwoLevel:
         return Levels(codes.astype(np.uint8), multipliers.astype(np.int16), offsets.astype(np.int16), scales)
 
 
-class _Quantised:
-    """A whole matrix, quantised once for all of its bytes, which are written one after the other."""
+class _Stored:
+    """A matrix quantised once for all of its bytes, which are written one after the other."""
 
     def __init__(self, scheme: TwoLevel, matrix: Matrix):
-        self._scheme, self._matrix = scheme, matrix
+        self.matrix, self._scheme = matrix, scheme
 
     @cached_property
     def levels(self) -> Levels:
         """As `TwoLevel.quantize`."""
-        return _joined([self._scheme.quantize(rows, self._matrix.importance) for rows in self._matrix.blocks()])
+        return _joined([self._scheme.quantize(rows, self.matrix.importance) for rows in self.matrix.blocks()])
+
+    def shape(self, rows: int) -> tuple[int, int, int]:
+        """Panels of one half of the outputs: [N/2n, rows, n]."""
+        half = self.matrix.shape[0] // 2
+        columns = gcd(PANEL, half)
+        return half // columns, rows, columns
+
+    def codes(self) -> Iterator[np.ndarray]:
+        """Both halves in a byte."""
+        lower, upper = np.split(self.levels.codes.reshape(self.matrix.shape), 2)
+        return self._panels(lower | (upper << 4))
+
+    def multipliers(self, half: int) -> Blocks:
+        """Of one half."""
+        return lambda: self._panels(np.split(self.levels.multipliers, 2)[half])
+
+    def offsets(self, half: int) -> Blocks:
+        """Of one half, for codes that are 128 too small."""
+        return lambda: self._panels(np.split(self.levels.offsets - LOWEST * self.levels.multipliers, 2)[half])
+
+    def scales(self, half: int) -> Blocks:
+        """Of one half."""
+
+        def blocks() -> Iterator[np.ndarray]:
+            yield np.split(self.levels.scales, 2)[half]
+            if half:
+                del self.levels  # these are the last of its bytes
+
+        return blocks
+
+    def _panels(self, values: np.ndarray) -> Iterator[np.ndarray]:
+        """[N/2, R] → each panel [R, n] as int8, modulo 256."""
+        _, _, columns = self.shape(len(values))
+        for start in range(0, len(values), columns):
+            yield values[start : start + columns].T.astype(np.int8)
 
 
 def upper_half(graph: GraphBuilder, both: Value) -> Value:
-    """uint8 [...] // 16, as round((both - 8) / 16) with ties upwards: onnxruntime vectorises this, not BitShift."""
-    part = graph.constant(np.array((1 + TIES_UP) / (TOP + 1), np.float32))
-    one, one_zero = graph.constant(np.array(1, np.float32)), graph.constant(np.array(0, np.uint8))
-    middle, factor = graph.constant(np.array((TOP + 1) // 2, np.uint8)), graph.constant(np.array([1], np.uint8))
-    inputs = both, part, middle, factor, one, one_zero, one, one_zero
-    return graph.op("QLinearMul", *inputs, domain="com.microsoft")
+    """int8 b → (b + 128) // 16 - 128, as round((b + 120) / 16) - 128 with ties upwards and -129 saturated to -128.
+
+    onnxruntime vectorises this, and not BitShift.
+    """
+    part, one = (graph.constant(np.array(each, np.float32)) for each in ((1 + TIES_UP) / (TOP + 1), 1))
+    middle, zero, lowest = (graph.constant(np.array(each, np.int8)) for each in (LOWEST + (TOP + 1) // 2, 0, LOWEST))
+    factor = graph.constant(np.array([1], np.int8))
+    return graph.op("QLinearMul", both, part, middle, factor, one, zero, one, lowest, domain="com.microsoft")
 
 
 def _rounded(units: np.ndarray, multipliers: np.ndarray, offsets: np.ndarray) -> np.ndarray:

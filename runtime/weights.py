@@ -87,7 +87,7 @@ def matrix_bytes(scheme: str, size: int, width: int) -> MatrixBytes:
         # The copy holds the scales and as many block sums; the operator goes on reading scales and zeros.
         return MatrixBytes(codes + scales + zeros, codes + 2 * scales, scales + zeros)
     if found := TWO_LEVELS.fullmatch(scheme):
-        count = width // math.gcd(int(found[1]), width // 2)
+        count = width // math.gcd(int(found[1]), width)
         stored = size * width // 2 + 2 * size * count  # codes, multipliers and offsets, read where they are mapped
         return MatrixBytes(stored, 0, stored)
     return MatrixBytes(size * width * FLOAT_BYTES, size * width * FLOAT_BYTES, 0)

@@ -21,7 +21,7 @@ Packages = Callable[..., Path]
 PROCESS = Resident(1000, 100)
 ROOT = Path(__file__).parent.parent
 PREPACKED, MAPPED = GraphMemory(prepack=True), GraphMemory(prepack=False)
-BESIDE = ("zeros", "multipliers", "offsets")
+BESIDE = ("zeros", *(f"{half}:{part}" for half in ("lower", "upper") for part in ("multipliers", "offsets")))
 on_linux = pytest.mark.skipif(resident() is None, reason="this system does not tell anonymous from mapped memory")
 
 
