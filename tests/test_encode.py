@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from case_names import shown
 from encoders import EMBEDDING, OPTIONS, encoder
 from parity_cases import picture
 from qwen_tokenizer import Task
@@ -156,7 +157,7 @@ def test_a_sequence_by_hand(encoders: Any) -> None:
         ({"image": picture("RGB", (402, 2))}, "inputs[4]: image: PIL image (RGB, 402x2): 402x2 pixels have an aspect"),
         ({"image": b"no picture"}, "inputs[4]: image: bytes (10 of them) is not a picture that Pillow can read;"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_media_errors_say_where(encoders: Any, item: dict[str, Any], start: str) -> None:
     with pytest.raises(MediaError) as caught:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from case_names import shown
 from PIL import Image
 
 from runtime.errors import InputError
@@ -59,7 +60,7 @@ def same(found: Any, expected: Any) -> bool:
         ({"video": [["a", "b"], "c.mp4", [PICTURE]]}, Content(videos=(("a", "b"), "c.mp4", (PICTURE,)))),
         (MappingProxyType({"text": "a", "video": [PICTURE], "image": PATH}), Content(("a",), (PATH,), ((PICTURE,),))),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_contents(given: Any, expected: Content) -> None:
     found = parse_content(given, "here")
@@ -156,7 +157,7 @@ NUMBER, COUNT = "expected a positive number.", "expected a positive whole number
         ({"max_frames": 8.0}, f"in[3]: max_frames is 8.0, {COUNT}"),
         ({"max_frames": True}, f"in[3]: max_frames is True, {COUNT}"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_refused_items(item: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -191,7 +192,7 @@ def test_refused_items(item: Any, message: str) -> None:
         ({"query": {"text": "q"}, "documents": [], "instruction": 5},
          "inputs: instruction is 5, expected a string."),
     ],
-    ids=repr,
+    ids=shown,
 )  # fmt: skip
 def test_refused_requests(inputs: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
