@@ -50,7 +50,7 @@ def test_weights_stay_packed_and_every_matrix_is_unpacked_once(package: Packages
     folder = package(TINY_2B, "embedding", "int4")
     layers = Manifest.read(folder).text.num_hidden_layers
     found = operators(load(folder, DECODER))
-    assert found["QLinearMul"] == 7 * layers and found["MatMulIntegerToFloat"] == 2 * 7 * layers  # in two halves
+    assert found["QLinearAdd"] == 7 * layers and found["MatMulIntegerToFloat"] == 2 * 7 * layers  # in two halves
     portable = package(TINY_2B, "embedding", "int4-portable")
     sizes = [(each / f"{DECODER}.data").stat().st_size for each in (folder, portable)]
     assert sizes[0] < 1.01 * sizes[1]  # blocks of 16 against blocks of 32 with float scales
