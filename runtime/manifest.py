@@ -12,14 +12,13 @@ package/
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Literal, Self
 
 from runtime.errors import PackageError
 from runtime.replacing import set_aside, take_back
+from runtime.typed_json import decoded
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -184,7 +183,7 @@ class Manifest:
                 f"{path} has package format {version}, this runtime reads format {FORMAT_VERSION}; "
                 "export the package again with the installed version."
             )
-        manifest: Self = _decode(cls, content, str(path))
+        manifest: Self = decoded(cls, content, str(path))
         if manifest.fingerprint != manifest._identity():
             raise PackageError(
                 f"{path} was changed after the export (its fingerprint does not fit); export the package again."
@@ -252,33 +251,3 @@ def _require_hash(path: Path, sha256: str) -> None:
             f"{path} has SHA-256 {found[:12]} where the manifest says {sha256[:12]}: damaged or from another "
             "package; copy it again or export the package again."
         )
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """`value` from JSON as `kind` (a dataclass, tuple, dict, literal or scalar); PackageError names the place."""
-    if is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return None if value is None else _decode(arguments[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if origin is Literal and value in arguments:
-        return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
-        return value
-    expected = " or ".join(map(str, arguments)) if origin is Literal else getattr(kind, "__name__", kind)
-    raise PackageError(f"{where} is {value!r}, expected {expected}; export the package again.")
-
-
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    names = [field.name for field in fields(kind)]
-    if not isinstance(value, Mapping) or set(value) != set(names):
-        found = sorted(value) if isinstance(value, Mapping) else value
-        raise PackageError(f"{where} holds {found}, expected the keys {sorted(names)}; export the package again.")
-    hints = get_type_hints(kind)
-    return kind(**{name: _decode(hints[name], value[name], f"{where}: {name}") for name in names})

@@ -1,4 +1,4 @@
-"""The curve of the training as a picture: `python -m training.curves FOLDER docs/training.png`."""
+"""The curve of a training as a picture: `python -m training.curves FOLDER/tiny.jsonl docs/training.png`."""
 
 import argparse
 import json
@@ -7,28 +7,32 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-MEASURES = ("R@10", "R@1", "R@10 de", "R@10 zh")
+NOT_MEASURED = {"step", "loss", "seconds"}
 
 
 def main() -> None:
-    """Read FOLDER/tiny.jsonl, write a PNG."""
+    """Read a log of points, write a PNG: the loss, and beside it what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("log", type=Path)
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
-    points = joined(options.folder / "tiny.jsonl")
-    steps = [point["step"] for point in points]
+    points = joined(options.log)
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(steps, [point["loss"] for point in points], marker=".")
+    draw(left, points, "loss")
+    for measure in sorted({name for point in points for name in point} - NOT_MEASURED):
+        draw(right, points, measure)
     left.set(title="loss", xlabel="step")
-    for measure in MEASURES:
-        right.plot(steps, [point[measure] for point in points], marker=".", label=measure)
     right.set(title="recall in the unseen style", xlabel="step", ylim=(0, None))
     right.legend(fontsize="small")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
     figure.savefig(options.picture, dpi=120)
+
+
+def draw(axes: Any, points: list[dict[str, Any]], name: str) -> None:
+    """A line through the points that have it."""
+    pairs = [(point["step"], point[name]) for point in points if name in point]
+    axes.plot(*zip(*pairs, strict=True), marker=".", label=name)
+    axes.grid(alpha=0.3)
 
 
 def joined(path: Path) -> list[dict[str, Any]]:
