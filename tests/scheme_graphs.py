@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,6 +12,7 @@ import pytest
 
 from export.graph import Graph
 from quant.schemes import Linear, Scheme
+from runtime.probe import products_saturate
 from runtime.session import open_session
 
 
@@ -83,22 +83,5 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def skip_if_products_saturate() -> None:
-    """x86 without VNNI adds uint8 × int8 pairs in 16 bits: what these tests calculate does not hold there."""
-    if _products_saturate():
-        pytest.skip("this processor has no VNNI: onnxruntime saturates uint8 × int8 products")
-
-
-@cache
-def _products_saturate() -> bool:
-    graph, size = Graph("probe.onnx"), 64
-    codes = graph.input("codes", "uint8", [size, size])
-    one, zero = graph.constant(np.array(1, np.float32)), graph.constant(np.array(0, np.uint8))
-    weights = graph.constant(np.full((size, size), 127, np.int8))
-    product = graph.op("MatMulIntegerToFloat", codes, weights, one, one, zero, domain="com.microsoft")
-    graph.output("product", product, "float32", [size, size])
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        graph.write(Path(folder), lambda count: None)
-        session = open_session(Path(folder) / graph.name, ["CPUExecutionProvider"], threads=1)
-        found = session.run(None, {"codes": np.full((size, size), 255, np.uint8)})[0]
-    return bool((found != 255 * 127 * size).any())
+# What is unpacked to int8 is multiplied exactly only where no package would do without uint8.
+needs_exact_int8 = pytest.mark.skipif(products_saturate(), reason="this processor saturates uint8 × int8 products")

@@ -8,10 +8,10 @@ from scheme_graphs import (
     MemoryMatrix,
     distance,
     layer,
+    needs_exact_int8,
     operators,
     run_linear,
     run_rows,
-    skip_if_products_saturate,
     write_linear,
 )
 
@@ -21,7 +21,9 @@ from quant.two_level import LARGEST, TOP, Levels, TwoLevel
 
 # Both sides sum the same integers; only the float32 factors after the sum are rounded.
 TOLERANCE = 1e-6
-FORMS = pytest.mark.parametrize("to_uint8", [False, True], ids=["int8", "uint8"])
+FORMS = pytest.mark.parametrize(
+    "to_uint8", [pytest.param(False, id="int8", marks=needs_exact_int8), pytest.param(True, id="uint8")]
+)
 
 
 def weights(size: int, width: int) -> np.ndarray:
@@ -105,8 +107,6 @@ def test_blocks_of_16_lose_less_than_blocks_of_32_with_a_float_scale() -> None:
     ("size", "width", "block"), [(2, 32, 16), (14, 96, 32), (34, 256, 16), (16, 4304, 128), (512, 64, 32)]
 )
 def test_kernel_equals_the_simulation(size: int, width: int, block: int, to_uint8: bool) -> None:
-    if not to_uint8:
-        skip_if_products_saturate()
     random, weight = np.random.default_rng(size), weights(size, width)
     bias = random.standard_normal(size).astype(np.float32)
     x = random.standard_normal((2, 5, width), np.float32) * np.geomspace(1e-6, 1e4, 5, dtype=np.float32)[:, None]
@@ -126,27 +126,25 @@ def test_kernel_equals_the_simulation(size: int, width: int, block: int, to_uint
     assert distance(weighted[0, 2], simulated(x, scheme.quantize(weight, importance))[0, 2]) < TOLERANCE
 
 
+@needs_exact_int8
 def test_both_forms_give_the_same_bits() -> None:
-    skip_if_products_saturate()
     weight, x = weights(24, 256), np.random.default_rng(0).standard_normal((1, 6, 256)).astype(np.float32)
     one, other = (run_linear(TwoLevel(16, to_uint8), [layer(weight)], [x])[0][0] for to_uint8 in (False, True))
     assert np.array_equal(one, other)
 
 
-def test_codes_at_all_ends_are_unpacked() -> None:
+@FORMS
+def test_codes_at_all_ends_are_unpacked(to_uint8: bool) -> None:
     """Every code beside every other in a byte, with the smallest and the largest multipliers and offsets."""
     width = 2 * 16 * 16
     values = np.stack([np.repeat(np.arange(16), 16), np.tile(np.arange(16), 16)]).reshape(-1).astype(np.float32)
     weight = np.stack([values * 17 - 127, 127 - values * 17, values - 120, values + 100]) / 127
     weight[:, 0] = [-1, 1, -1, 1]
-    for to_uint8 in (False, True):
-        if not to_uint8:
-            skip_if_products_saturate()
-        scheme, one = TwoLevel(16, to_uint8), np.eye(width, dtype=np.float32)[None]
-        [found] = run_linear(scheme, [layer(weight.astype(np.float32))], [one])[0]
-        levels = scheme.quantize(weight.astype(np.float32))
-        assert np.allclose(found[0].T, levels.weights() * levels.scales[:, None], atol=1e-6)
-        assert levels.multipliers.max() >= 16
+    scheme, one = TwoLevel(16, to_uint8), np.eye(width, dtype=np.float32)[None]
+    [found] = run_linear(scheme, [layer(weight.astype(np.float32))], [one])[0]
+    levels = scheme.quantize(weight.astype(np.float32))
+    assert np.allclose(found[0].T, levels.weights() * levels.scales[:, None], atol=1e-6)
+    assert levels.multipliers.max() >= 16
 
 
 def test_the_graph_reads_each_matrix_once() -> None:
