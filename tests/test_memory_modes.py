@@ -18,7 +18,7 @@ from qwen_tokenizer import Task
 import runtime.memory
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.errors import InputError
-from runtime.manifest import DECODER, VISION, Manifest
+from runtime.manifest import DECODER, DECODER_UINT8, VISION, Manifest
 from runtime.memory import GraphMemory, memory_policy, resident
 from runtime.target import TARGETS
 
@@ -89,13 +89,15 @@ def test_block_products_are_always_prepacked(
 
 
 def sessions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ort.SessionOptions]]:
-    """File name and options of every graph opened from now on, the probe aside."""
+    """File name and options of every graph opened from now on, the probe aside; both decoders are the decoder."""
     opened: list[tuple[str, ort.SessionOptions]] = []
     original = ort.InferenceSession
 
+    graphs = {DECODER: DECODER, DECODER_UINT8: DECODER, VISION: VISION}
+
     def spy(path: str, options: ort.SessionOptions, **more: Any) -> ort.InferenceSession:
-        if Path(path).name in (DECODER, VISION):
-            opened.append((Path(path).name, options))
+        if Path(path).name in graphs:
+            opened.append((graphs[Path(path).name], options))
         return original(path, options, **more)
 
     monkeypatch.setattr(ort, "InferenceSession", spy)
