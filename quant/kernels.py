@@ -26,6 +26,7 @@ class Kernels:
     query_lengths    GroupQueryAttention has input 16: right-padded batches after a past
     masked_attention Attention takes grouped heads and a boolean mask: one query a row in the last layer
     scatter_add      ScatterND adds in the type of the activations
+    biased_gelu      FastGelu adds the bias in front of it, with the bits of Add and Gelu
     """
 
     precisions: tuple[str, ...]
@@ -38,6 +39,7 @@ class Kernels:
     query_lengths: bool
     masked_attention: bool
     scatter_add: bool
+    biased_gelu: bool
 
     def in_float32(self) -> "Kernels":
         """The same operators and stored weights with float32 activations, which the CPU can run."""
@@ -55,6 +57,7 @@ CPU = Kernels(
     query_lengths=True,
     masked_attention=True,
     scatter_add=True,
+    biased_gelu=True,
 )
 CUDA = Kernels(
     # GroupQueryAttention has no float32 kernel there, and float16 overflows in the vision encoder's MLP.
@@ -68,5 +71,6 @@ CUDA = Kernels(
     query_lengths=False,  # not in 1.31, the newest onnxruntime-gpu
     masked_attention=False,  # not in every version
     scatter_add=False,  # float32 and float16, no bfloat16
+    biased_gelu=False,  # its kernel there calculates in another way
 )
 KERNELS = {"cpu": CPU, "cuda": CUDA}
