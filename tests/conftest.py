@@ -19,6 +19,13 @@ from runtime.target import TARGETS
 # "random": bfloat16, at full gain; "calm": float32, layers that add as little as trained ones do; "outliers": the
 # calm one with outlier channels, the same function.
 Weights = Literal["random", "calm", "outliers"]
+# The longest first: started last, one of them would keep one process busy while the others have ended.
+LONGEST = ("test_real_weights.py", "test_quantised.py", "test_outliers.py", "test_killed_export.py", "test_golden.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of LONGEST, then the others, each in its own order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
