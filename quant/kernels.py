@@ -71,6 +71,6 @@ CUDA = Kernels(
     query_lengths=False,  # not in 1.31, the newest onnxruntime-gpu
     masked_attention=False,  # not in every version
     scatter_add=False,  # float32 and float16, no bfloat16
-    biased_gelu=False,  # its kernel there calculates in another way
+    biased_gelu=False,  # not compared there
 )
 KERNELS = {"cpu": CPU, "cuda": CUDA}

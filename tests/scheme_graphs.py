@@ -83,5 +83,5 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-# What is unpacked to int8 is multiplied exactly only where no package would do without uint8.
+# Where this skips, a package runs decoder.uint8.onnx, whose form these tests run everywhere.
 needs_exact_int8 = pytest.mark.skipif(products_saturate(), reason="this processor saturates uint8 × int8 products")
