@@ -222,6 +222,30 @@ def test_lines_are_documents(searcher: Searcher, embedder: Counting, folder: Pat
     assert len(changes.skipped) == 1 and changes.skipped[0].startswith(f"{path}, line 2: not JSON (")
 
 
+def test_a_line_follows_the_picture_it_names(searcher: Searcher, embedder: Counting, tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    named = tmp_path / "elsewhere.png"
+    picture(named, 1)
+    lines = [{"image": "../elsewhere.png"}, {"text": "both", "image": ["../elsewhere.png"]}, "a goose"]
+    (folder / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert counts(searcher.add(folder)) == (3, 0, 0, 0)
+    before = os.stat(named)
+    again = Searcher(embedder, tmp_path / "index")
+    embedder.asked()
+    assert counts(again.add(folder)) == (0, 3, 0, 0)
+    picture(named, 2)
+    os.utime(named, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    assert counts(again.add(folder)) == (2, 1, 0, 0)
+    assert embedder.asked() == 2
+    (hit, *_) = again.search({"image": str(named)}, 1)
+    assert hit.line == 1 and hit.cosine > 0.9999
+    named.unlink()
+    changes = again.add(folder)
+    assert len(changes.skipped) == 2 and "cannot be read (No such file or directory)" in changes.skipped[0]
+    assert counts(changes)[:2] == (0, 1)
+
+
 def test_a_run_that_is_interrupted_goes_on(
     searcher: Searcher, embedder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from filelock import FileLock
 from search_index import content, header, made, put, require_whole, vector
 
 from runtime import SearchIndexError
-from runtime.search.index_entries import Step
+from runtime.search.documents import FoundFile
+from runtime.search.index_entries import IndexedFile, Part, Step
 from runtime.search.index_folder import SearchIndex
 from runtime.search.vector_store import STORES, StoreName
 
@@ -84,6 +87,15 @@ def test_a_log_that_ends_anywhere_is_a_prefix(tmp_path: Path) -> None:
         put(index, 7)
     assert require_whole(folder) == 3 and index.entries.contents[2] == content(7)
     assert (folder / "vectors.0.bin").stat().st_size == 3 * 32 * 4, "rows that no step names are gone"
+
+
+def test_a_log_without_the_files_that_lines_name_is_read() -> None:
+    """Logs had none at first."""
+    text = b'{"contents": [], "files": {"/a.jsonl": [3, 4, true, [[1, 0]]]}, "gone": []}'
+    step = Step.parse(b"%08x %s" % (zlib.crc32(text), text))
+    assert step.files == {"/a.jsonl": IndexedFile(3, 4, True, (Part(1, 0),))}
+    named = replace(step.files["/a.jsonl"], named=(FoundFile("/b.png", 5, 6),))
+    assert Step.parse(Step(files={"/a.jsonl": named}).line().rstrip()).files == {"/a.jsonl": named}
 
 
 def test_a_damaged_log_is_named(tmp_path: Path) -> None:

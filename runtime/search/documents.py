@@ -29,24 +29,33 @@ MOST_TEXT = 64 * 2**20  # bytes; more than 8,192 tokens of a text are never look
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file that holds documents, by its absolute path."""
+    """A file that holds documents or is part of one, by its absolute path."""
 
     path: str
     size: int
     mtime_ns: int
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is another one now, or gone."""
+        try:
+            return self != found_file(self.path)
+        except OSError:
+            return True
 
 
 @dataclass(frozen=True)
 class Document:
     """A document: its place, what `process` takes, and SHA-256 of that with the content of local files in it.
 
-    `problem` says why there is neither.
+    `named`: the local files that a line names. `problem` says why there is no hash.
     """
 
     path: str
     line: int | None
     item: dict[str, Any]
     sha256: str
+    named: tuple[FoundFile, ...] = ()
     problem: str = ""
 
     @property
@@ -68,12 +77,16 @@ def find_files(folder: str, unreadable: list[tuple[str, str]]) -> Iterator[Found
                 continue
             path = os.path.join(parent, name)
             try:
-                found = os.stat(path)
+                if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+                    yield found_file(path)
             except OSError as error:
                 note(error)
-                continue
-            if stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-                yield FoundFile(path, found.st_size, found.st_mtime_ns)
+
+
+def found_file(path: str) -> FoundFile:
+    """A file as it is now. Raises OSError."""
+    found = os.stat(path)
+    return FoundFile(path, found.st_size, found.st_mtime_ns)
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -129,25 +142,29 @@ def _of_line(path: str, line: int, value: Any) -> Document:
     item = {"text": value} if isinstance(value, str) else value
     where = f"{path}, line {line}"
     if not isinstance(item, dict):
-        return Document(path, line, {}, "", f'{where} is neither a text nor a dict; write {{"text": ...}}.')
+        return _unusable(path, line, f'{where} is neither a text nor a dict; write {{"text": ...}}.')
     if "instruction" in item:
-        return Document(
-            path, line, {}, "", f"{where} has an instruction of its own; documents share the package's, so remove it."
-        )
+        problem = f"{where} has an instruction of its own; documents share the package's, so remove it."
+        return _unusable(path, line, problem)
     try:
         return _document(path, line, item)
     except OSError as error:
-        return Document(path, line, {}, "", f"{where}: {error.filename} cannot be read ({error.strerror}).")
+        return _unusable(path, line, f"{where}: {error.filename} cannot be read ({error.strerror}).")
+
+
+def _unusable(path: str, line: int, problem: str) -> Document:
+    return Document(path, line, {}, "", problem=problem)
 
 
 def _document(path: str, line: int | None, item: dict[str, Any]) -> Document:
     """The paths of `item` made absolute, and its hash. Raises OSError."""
     folder, located, stamped = os.path.dirname(path), dict(item), dict(item)
+    named = () if line is None else tuple(_named(item, folder))  # looked at first: what changes later is seen
     for key in MEDIA_KEYS:
         if key in item:
             located[key], stamped[key] = _located(item[key], folder), _stamped(item[key], folder)
     content = json.dumps(stamped, sort_keys=True)
-    return Document(path, line, located, hashlib.sha256(content.encode("ascii")).hexdigest())
+    return Document(path, line, located, hashlib.sha256(content.encode("ascii")).hexdigest(), named)
 
 
 def _located(value: Any, folder: str) -> Any:
@@ -155,6 +172,15 @@ def _located(value: Any, folder: str) -> Any:
     if isinstance(value, list):
         return [_located(each, folder) for each in value]
     return Path(folder, value) if _is_path(value) else value
+
+
+def _named(item: dict[str, Any], folder: str) -> Iterator[FoundFile]:
+    """The files behind the paths of `item`. Raises OSError."""
+    for key in MEDIA_KEYS:
+        values: Any = item.get(key)
+        for value in values if isinstance(values, list) else [values]:
+            if _is_path(value):
+                yield found_file(os.path.join(folder, value))
 
 
 def _stamped(value: Any, folder: str) -> Any:

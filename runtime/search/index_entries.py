@@ -7,11 +7,12 @@ an index can be left at any moment; its row's vectors are on the disk before it 
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from runtime.errors import SearchIndexError
+from runtime.search.documents import FoundFile
 
 FILES_A_LINE = 1000
 
@@ -26,12 +27,21 @@ class Part:
 
 @dataclass(frozen=True)
 class IndexedFile:
-    """A file as it was when it was read; `whole` where each of its documents could be embedded."""
+    """A file as it was when it was read; `whole` where each of its documents could be embedded.
+
+    `named`: the local files that its documents name, as they were.
+    """
 
     size: int
     mtime_ns: int
     whole: bool
     parts: tuple[Part, ...]
+    named: tuple[FoundFile, ...] = ()
+
+    def stands(self, file: FoundFile) -> bool:
+        """Whether all of it was embedded and nothing has changed since, `file` being what is there now."""
+        same = (self.size, self.mtime_ns) == (file.size, file.mtime_ns)
+        return self.whole and same and not any(named.changed for named in self.named)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,11 @@ class Step:
     def line(self) -> bytes:
         """The step as a line of the log."""
         files = {
-            path: [file.size, file.mtime_ns, file.whole, [[part.line, part.row] for part in file.parts]]
+            path: [
+                *(file.size, file.mtime_ns, file.whole),
+                [[part.line, part.row] for part in file.parts],
+                [[named.path, named.size, named.mtime_ns] for named in file.named],
+            ]
             for path, file in self.files.items()
         }
         # ASCII: a path may hold bytes that are no characters, and those have escapes.
@@ -60,8 +74,12 @@ class Step:
             raise ValueError("its checksum does not fit")
         content = json.loads(text)
         files = {
-            path: IndexedFile(size, mtime_ns, whole, tuple(Part(*part) for part in parts))
-            for path, (size, mtime_ns, whole, parts) in content["files"].items()
+            path: IndexedFile(
+                *(size, mtime_ns, whole),
+                tuple(Part(*part) for part in parts),
+                tuple(FoundFile(*each) for named in rest for each in named),
+            )
+            for path, (size, mtime_ns, whole, parts, *rest) in content["files"].items()  # no rest in older indexes
         }
         return cls(tuple(content["contents"]), files, tuple(content["gone"]))
 
@@ -103,9 +121,7 @@ class Entries:
         numbers = {old: new for new, old in enumerate(rows)}
         yield Step(tuple(self.contents[row] for row in rows))
         moved = {
-            path: IndexedFile(
-                file.size, file.mtime_ns, file.whole, tuple(Part(part.line, numbers[part.row]) for part in file.parts)
-            )
+            path: replace(file, parts=tuple(Part(part.line, numbers[part.row]) for part in file.parts))
             for path, file in self.files.items()
         }
         paths = list(moved)

@@ -1,6 +1,5 @@
 """A folder into an index: only contents that are new to it are embedded, a batch at a time, each kept at once."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -85,7 +84,7 @@ class Indexer:
 
     def _look_at(self, file: FoundFile) -> None:
         before = self._index.entries.files.get(file.path)
-        if before and before.whole and (before.size, before.mtime_ns) == (file.size, file.mtime_ns):
+        if before and before.stands(file):
             return
         try:
             documents = read_documents(file.path)
@@ -123,7 +122,7 @@ class Indexer:
             self._failed[batch[each.index].sha256] = str(each.error).removeprefix(f"inputs[{each.index}]")
         states = {reading.file.path: reading.file for reading in self._waiting}
         for document in batch:
-            if _changed(states[document.path]):
+            if states[document.path].changed or any(named.changed for named in document.named):
                 self._failed.setdefault(document.sha256, " was written to while it was read; run the same again.")
         good = [n for n, document in enumerate(batch) if document.sha256 not in self._failed]
         contents = tuple(batch[n].sha256 for n in good)
@@ -151,7 +150,8 @@ class Indexer:
                 parts.append(Part(document.line, row))
             if parts:
                 file, whole = reading.file, reading.whole and len(parts) == len(reading.documents)
-                indexed = IndexedFile(file.size, file.mtime_ns, whole, tuple(parts))
+                named = tuple(dict.fromkeys(each for document in reading.documents for each in document.named))
+                indexed = IndexedFile(file.size, file.mtime_ns, whole, tuple(parts), named)
                 if indexed != self._index.entries.files.get(file.path):
                     files[file.path] = indexed
             elif reading.file.path in self._index.entries.files:  # what it held before is gone
@@ -163,14 +163,6 @@ class Indexer:
 
     def _no_vectors(self) -> np.ndarray:
         return np.zeros((0, self._index.header.dimensions), np.float32)
-
-
-def _changed(file: FoundFile) -> bool:
-    try:
-        found = os.stat(file.path)
-    except OSError:
-        return True
-    return (found.st_size, found.st_mtime_ns) != (file.size, file.mtime_ns)
 
 
 def _sentence(document: Document, problem: str) -> str:
