@@ -124,10 +124,12 @@ def linears(parts: Parts, x: Value, layers: Sequence[Linear]) -> list[Value]:
     return outputs
 
 
-def linear(parts: Parts, x: Value, prefix: str, sizes: tuple[int, int], bias: bool = False) -> Value:
+def linear(
+    parts: Parts, x: Value, prefix: str, sizes: tuple[int, int], bias: bool = False, after_gelu: bool = False
+) -> Value:
     """x [..., K] through `prefix.weight` of `sizes` (N, K), with `prefix.bias` if asked → [..., N]."""
     offset = matrix(parts, f"{prefix}.bias", sizes[:1]) if bias else None
-    return linears(parts, x, [Linear(matrix(parts, f"{prefix}.weight", sizes), offset)])[0]
+    return linears(parts, x, [Linear(matrix(parts, f"{prefix}.weight", sizes), offset, after_gelu=after_gelu)])[0]
 
 
 def table_rows(parts: Parts, name: str, shape: tuple[int, int], ids: Value) -> Value:

@@ -85,7 +85,7 @@ def block(parts: Parts, config: VisionConfig, index: int, hidden: Value, rotary:
     hidden = graph.op("Add", hidden, linear(parts, attended, f"{prefix}.attn.proj", (size, size), bias=True))
     x = layer_norm(parts, hidden, f"{prefix}.norm2", size)
     x = _tanh_gelu(parts, x, f"{prefix}.mlp.linear_fc1", (config.intermediate_size, size))
-    x = linear(parts, x, f"{prefix}.mlp.linear_fc2", (size, config.intermediate_size), bias=True)
+    x = linear(parts, x, f"{prefix}.mlp.linear_fc2", (size, config.intermediate_size), bias=True, after_gelu=True)
     return graph.op("Add", hidden, x)
 
 
@@ -148,4 +148,4 @@ def _merger_mlp(parts: Parts, config: VisionConfig, prefix: str, x: Value) -> Va
     width = config.hidden_size * config.spatial_merge_size**2
     x = linear(parts, x, f"{prefix}.linear_fc1", (width, width), bias=True)
     x = parts.graph.op("Gelu", x)  # exact here, tanh in the blocks
-    return linear(parts, x, f"{prefix}.linear_fc2", (config.out_hidden_size, width), bias=True)
+    return linear(parts, x, f"{prefix}.linear_fc2", (config.out_hidden_size, width), bias=True, after_gelu=True)

@@ -1,7 +1,8 @@
 """W8A8: int8 weights with one scale a row of the checkpoint, uint8 activations with one scale a token.
 
 The CPU's fastest product (MatMulIntegerToFloat, uint8 × int8) with nothing shared between tokens, so that a result
-depends neither on the batch nor on the padding.
+depends neither on the batch nor on the padding. Activations are symmetric around a zero point in the middle; those
+that come out of a GELU, which gives next to nothing below zero, have it near the bottom.
 
 Bytes: codes int8 [K, N], |code| ≤ 127, transposed for the operator; scales float32 [N]; weight ≈ code[:, n] · scale[n].
 """
@@ -14,10 +15,35 @@ import numpy as np
 from quant.schemes import GraphBuilder, Linear, Matrix, Value, not_finite
 
 LARGEST = 127
-ZERO_POINT = 128  # of the activations; int8 × int8 is far slower on x86
 SMALLEST_TOKEN = 1e-8  # a token of zeros is divided by this
-# (graph, codes of the input [..., K], matrix) → the product [..., N] as float32, without the scales of the tokens
-Product = Callable[[GraphBuilder, Value, Matrix], Value]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The codes of an activation: which one is zero, and how many lie on either side of it."""
+
+    zero: int
+    below: int
+    above: int
+
+
+ZERO_POINT = 128  # uint8 × int8 is far faster on x86 than int8 × int8
+SYMMETRIC = Grid(ZERO_POINT, LARGEST, LARGEST)
+# GELU goes down to -0.17, for which there is room in a token whose largest is 1.2 or more.
+AFTER_GELU = Grid(32, 32, 223)
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A quantised input [..., K] and what its codes mean before the scale of the token."""
+
+    values: Value
+    step: Value
+    zero: Value
+
+
+# (graph, quantised input, matrix) → the product [..., N] as float32, without the scales of the tokens
+Product = Callable[[GraphBuilder, Codes, Matrix], Value]
 
 
 @dataclass(frozen=True)
@@ -44,7 +70,7 @@ class PerToken:
         """Not for tables."""
         raise NotImplementedError(f"{table.name}: {self.name} is a scheme for products, not for tables.")
 
-    def _product(self, graph: GraphBuilder, x: Value, matrix: Matrix) -> Value:
+    def _product(self, graph: GraphBuilder, x: Codes, matrix: Matrix) -> Value:
         size, width = matrix.shape
 
         def codes() -> Iterator[np.ndarray]:
@@ -68,12 +94,14 @@ def row_scales(rows: np.ndarray) -> np.ndarray:
 
 def token_products(graph: GraphBuilder, x: Value, layers: Sequence[Linear], product: Product) -> list[Value]:
     """Quantise x [..., K] once with one scale a token, multiply by each layer → [..., N]."""
-    axis, smallest = graph.constant(np.array([-1], np.int64)), graph.constant(np.array(SMALLEST_TOKEN, np.float32))
+    grid = AFTER_GELU if layers[0].after_gelu else SYMMETRIC
+    axis, smallest = graph.constant(np.array([-1], np.int64)), _number(graph, SMALLEST_TOKEN)
     # Both ends are read faster than |x| is written.
-    lowest = graph.op("Neg", graph.op("ReduceMin", x, axis))
+    lowest = graph.op("Mul", graph.op("ReduceMin", x, axis), _number(graph, -grid.above / grid.below))
     largest = graph.op("Max", graph.op("ReduceMax", x, axis), lowest, smallest)  # [..., 1]
     largest = graph.op("Add", largest, not_finite(graph, x))
-    codes = graph.op("QuantizeLinear", graph.op("Div", x, largest), *_activation(graph))  # uint8 [..., K]
+    step, zero = _number(graph, 1 / grid.above), graph.constant(np.array(grid.zero, np.uint8))
+    codes = Codes(graph.op("QuantizeLinear", graph.op("Div", x, largest), step, zero), step, zero)  # uint8 [..., K]
     outputs = []
     for layer in layers:
         y = product(graph, codes, layer.weight)
@@ -86,13 +114,11 @@ def token_products(graph: GraphBuilder, x: Value, layers: Sequence[Linear], prod
     return outputs
 
 
-def integer_product(graph: GraphBuilder, x: Value, weight: Value, scales: Value, zero: Value | None = None) -> Value:
-    """uint8 codes [..., K] by 8-bit codes [..., K, N] → float32 [..., N]; `zero` point of uint8 weights, if any."""
-    step, middle = _activation(graph)
-    inputs = [x, weight, step, scales, middle, *([] if zero is None else [zero])]
+def integer_product(graph: GraphBuilder, x: Codes, weight: Value, scales: Value, zero: Value | None = None) -> Value:
+    """Codes [..., K] by 8-bit codes [..., K, N] → float32 [..., N]; `zero` point of uint8 weights, if any."""
+    inputs = [x.values, weight, x.step, scales, x.zero, *([] if zero is None else [zero])]
     return graph.op("MatMulIntegerToFloat", *inputs, domain="com.microsoft")
 
 
-def _activation(graph: GraphBuilder) -> tuple[Value, Value]:
-    """Scale and zero point of a token divided by its largest number."""
-    return graph.constant(np.array(1 / LARGEST, np.float32)), graph.constant(np.array(ZERO_POINT, np.uint8))
+def _number(graph: GraphBuilder, number: float) -> Value:
+    return graph.constant(np.array(number, np.float32))

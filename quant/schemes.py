@@ -56,12 +56,14 @@ class Matrix(Protocol):
 class Linear:
     """One product x Wᵀ + b; the bias has shape [N, 1] and is None where the layer has none.
 
-    `scale_free`: a norm follows, so a positive factor a token may be left out of the result.
+    `scale_free`: a norm follows, so a positive factor a token may be left out of the result. `after_gelu`: x comes out
+    of a GELU, so next to nothing of it is below zero.
     """
 
     weight: Matrix
     bias: Matrix | None = None
     scale_free: bool = False
+    after_gelu: bool = False
 
 
 class Scheme(Protocol):

@@ -15,14 +15,14 @@ Bytes: int8 [N/2n, K, n], lower code + 16 · upper code; for each half multiplie
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from math import gcd
 
 import numpy as np
 
 from quant.blockwise import PIECE_ELEMENTS, SHRINKS
-from quant.per_token import LARGEST, ZERO_POINT, integer_product, row_scales, token_products
+from quant.per_token import LARGEST, ZERO_POINT, Codes, integer_product, row_scales, token_products
 from quant.schemes import GraphBuilder, Linear, Matrix, Value
 from runtime.session import default_threads
 
@@ -88,8 +88,8 @@ class TwoLevel:
         """Not for tables."""
         raise NotImplementedError(f"{table.name}: {self.name} is a scheme for products, not for tables.")
 
-    def _product(self, graph: GraphBuilder, x: Value, matrix: Matrix) -> Value:
-        """uint8 codes [..., K] → [..., N], both halves of the outputs one after the other."""
+    def _product(self, graph: GraphBuilder, x: Codes, matrix: Matrix) -> Value:
+        """Codes [..., K] → [..., N], both halves of the outputs one after the other."""
         size, width = matrix.shape
         if size % 2:
             raise ValueError(f"{matrix.name} has {size} outputs, {self.name} stores two in a byte; choose int8.")
@@ -100,13 +100,14 @@ class TwoLevel:
         upper = upper_half(graph, both)
         # Two operators that onnxruntime vectorises take a third of the time of BitwiseAnd.
         lower = graph.op("Sub", both, graph.op("Mul", upper, graph.constant(np.array(TOP + 1, np.int8))))
-        rows = graph.op("Reshape", x, graph.constant(np.array([1, -1, width])))  # [1,T,K]
-        halves = [self._half(graph, rows, codes, stored, half) for half, codes in enumerate((lower, upper))]
+        rows = graph.op("Reshape", x.values, graph.constant(np.array([1, -1, width])))  # [1,T,K]
+        coded = replace(x, values=rows)
+        halves = [self._half(graph, coded, codes, stored, half) for half, codes in enumerate((lower, upper))]
         y = graph.op("Transpose", graph.op("Concat", *halves, axis=0), perm=[1, 0, 2])  # [T,N/n,n]
-        shape = graph.op("Concat", graph.op("Shape", x, end=-1), graph.constant(np.array([size])), axis=0)
+        shape = graph.op("Concat", graph.op("Shape", x.values, end=-1), graph.constant(np.array([size])), axis=0)
         return graph.op("Reshape", y, shape)
 
-    def _half(self, graph: GraphBuilder, x: Value, codes: Value, stored: "_Stored", half: int) -> Value:
+    def _half(self, graph: GraphBuilder, x: Codes, codes: Value, stored: "_Stored", half: int) -> Value:
         """The product of one half of the outputs, whose codes are 128 too small → [N/2n, T, n]."""
         (_, width), name = stored.matrix.shape, f"{stored.matrix.name}:{HALVES[half]}"
         block = self._block(width)

@@ -72,10 +72,17 @@ def operators(model: Path) -> Counter[str]:
     return Counter(node.op_type for node in ir.load(model).graph)
 
 
-def layer(values: np.ndarray, name: str = "w", *, bias: np.ndarray | None = None, scale_free: bool = False) -> Linear:
+def layer(
+    values: np.ndarray,
+    name: str = "w",
+    *,
+    bias: np.ndarray | None = None,
+    scale_free: bool = False,
+    after_gelu: bool = False,
+) -> Linear:
     """A Linear of `values` [N, K] and `bias` [N]."""
     stored = None if bias is None else MemoryMatrix(f"{name}.bias", bias[:, None])
-    return Linear(MemoryMatrix(name, values), stored, scale_free)
+    return Linear(MemoryMatrix(name, values), stored, scale_free, after_gelu)
 
 
 def distance(found: np.ndarray, expected: np.ndarray) -> float:
