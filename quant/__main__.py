@@ -8,12 +8,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from quant.agreement import require_cosine
 from quant.compare import Comparison, compare
 from quant.losses import costliest
 from quant.plot import require_plot, write_plot
 from quant.summary import summary
-from runtime.errors import Qwen3VLError
+from runtime.exit_code import exit_code
 from runtime.manifest import Manifest
+from runtime.results import print_line
 from runtime.version import VERSION
 
 EXAMPLES = """examples:
@@ -54,32 +56,28 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 below --min-cosine, or 2 for an error."""
     options = parser().parse_args(arguments)
-    try:
-        return {"report": _report, "compare": _compare}[options.command](options)
-    except Qwen3VLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted.", file=sys.stderr)
-        return 130
+    run = {"report": _report, "compare": _compare}[options.command]
+    return exit_code(lambda: run(options))
 
 
 def _report(options: argparse.Namespace) -> int:
     manifest = Manifest.read(options.package)
-    print(f"{manifest.name}: {manifest.task}, {manifest.precision} for {manifest.target}")
+    print_line(f"{manifest.name}: {manifest.task}, {manifest.precision} for {manifest.target}")
     for scheme, count in sorted(Counter(manifest.matrices.values()).items()):
-        print(f"{count:5} matrices {scheme}")
+        print_line(f"{count:5} matrices {scheme}")
     for file in manifest.files:
-        print(f"{file.size / 1e6:12,.1f} MB {file.name}")
+        print_line(f"{file.size / 1e6:12,.1f} MB {file.name}")
     if options.matrices:
         for name, scheme in manifest.matrices.items():
-            print(f"{scheme:12} {name}")
+            print_line(f"{scheme:12} {name}")
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
     if options.plot:
         require_plot(options.plot)
+    if options.min_cosine is not None:
+        require_cosine(options.min_cosine)
     with tqdm(unit="run", disable=None) as progress:
 
         def start(total: int) -> Callable[[int], object]:
@@ -89,9 +87,9 @@ def _compare(options: argparse.Namespace) -> int:
         comparison = compare(options.float, options.quantised, options.inputs, start)
     one, other = Manifest.read(options.float), Manifest.read(options.quantised)
     title = f"{other.name}, {other.task}: {other.precision} against {one.precision}"
-    print(title)
+    print_line(title)
     for line in summary(comparison, one.task):
-        print(line)
+        print_line(line)
     if options.plot:
         write_plot(comparison, title, options.plot)
     return _verdict(comparison, options.min_cosine)

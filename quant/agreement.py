@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.errors import InputError
+
 TOP = 10
 
 
@@ -66,6 +68,12 @@ def score_agreement(expected: np.ndarray, found: np.ndarray) -> Agreement:
         spread=_spread(scores_found, scores),
         largest=float(np.abs(scores - scores_found).max()),
     )
+
+
+def require_cosine(least: float) -> None:
+    """InputError for what no cosine can be compared with."""
+    if not -1 <= least <= 1:  # NaN neither
+        raise InputError(f"--min-cosine is {least}, expected a number from -1 to 1, such as 0.995.")
 
 
 def kendall(one: np.ndarray, other: np.ndarray) -> float:

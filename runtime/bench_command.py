@@ -32,7 +32,7 @@ def add_bench(commands: Any) -> None:
     add_resources(command)
 
 
-def bench(options: argparse.Namespace) -> Lines:
+def bench(options: argparse.Namespace, complaints: list[str]) -> Lines:
     """The machine, then a table that grows as cases are done. Raises InputError, PackageError."""
     output: Path | None = options.json
     if output and not output.parent.is_dir():  # found now rather than after minutes of work
@@ -57,7 +57,6 @@ def bench(options: argparse.Namespace) -> Lines:
     yield f"\npeak of the process: {_size(peak)}"
     if output:
         _write(output, {"facts": facts, "opening": _stage(opening, opened), "cases": _cases(done), "peak": peak})
-    return []
 
 
 def _facts(manifest: Manifest, options: argparse.Namespace) -> dict[str, str]:

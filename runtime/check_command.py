@@ -12,7 +12,7 @@ def add_check(commands: Any) -> None:
     add_command(commands, "check", check, "compare every file of a package with its SHA-256")
 
 
-def check(options: argparse.Namespace) -> Lines:
+def check(options: argparse.Namespace, complaints: list[str]) -> Lines:
     """One line about a whole package. Raises PackageError for any other."""
     manifest = Manifest.read(options.package)
     manifest.check(options.package)
@@ -21,4 +21,3 @@ def check(options: argparse.Namespace) -> Lines:
         f"{options.package} is whole: {manifest.name}, {manifest.task}, {manifest.precision} for {manifest.target}, "
         f"{len(manifest.files)} files, {size / 1e6:,.1f} MB, fingerprint {manifest.fingerprint[:16]}"
     )
-    return []

@@ -3,15 +3,15 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from runtime.bench_command import add_bench
 from runtime.check_command import add_check
 from runtime.embed_command import add_embed
-from runtime.errors import Qwen3VLError
+from runtime.exit_code import exit_code
 from runtime.plan_command import add_plan
 from runtime.rerank_command import add_rerank
-from runtime.results import give_up_standard_output, print_line
+from runtime.results import print_line
 from runtime.search_command import add_search
 from runtime.verify_command import add_verify
 from runtime.version import VERSION
@@ -50,30 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The exit code is 0, 1 if it has complaints such as an input skipped, 2 for an error, 130 after Ctrl-C.
     """
     options = parser().parse_args(arguments)
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    """The command's lines, and its complaints behind them however it ends."""
     complaints: list[str] = []
-
-    def lines() -> Iterator[str]:
-        complaints.extend((yield from options.run(options)))
-
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            for line in lines():
+            for line in options.run(options, complaints):
                 print_line(line)
-    except Qwen3VLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("error: there is not enough memory; give fewer inputs at a time.", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader went away, as `head` does
-        give_up_standard_output()
-        return 141
-    except KeyboardInterrupt as error:  # a command may say what is left and what to do
-        print(f"error: interrupted{error}.", file=sys.stderr)
-        return 130
-    for complaint in complaints:
-        print(complaint, file=sys.stderr)
+    finally:
+        for complaint in complaints:
+            print(complaint, file=sys.stderr)
     return 1 if complaints else 0
 
 

@@ -2,16 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from runtime.memory import MemoryMode
 from runtime.target import TARGETS
 
-# The lines of a command's result; what it returns at the end are its complaints, one sentence each.
-Lines = Generator[str, None, Sequence[str]]
-Command = Callable[[argparse.Namespace], Lines]
+Lines = Iterator[str]
+# A command gives the lines of its result, and adds to a list of complaints, one sentence each, as they come up.
+Command = Callable[[argparse.Namespace, list[str]], Lines]
 
 INPUT_HELP = """JSON lines, - for standard input; each line one dict as `process` takes it:
   embed:  {"text": ..., "image": ..., "video": ..., "instruction": ...}
@@ -29,11 +30,22 @@ def add_command(commands: Any, name: str, run: Command, text: str) -> argparse.A
 
 
 def add_inputs(command: argparse.ArgumentParser, text: str, image: str, video: str) -> None:
-    """What is embedded or reranked; the three are help texts."""
+    """What is embedded or reranked, as `items` in the order it is given in; the three are help texts."""
     command.add_argument("--input", metavar="FILE", help=INPUT_HELP)
-    command.add_argument("--text", action="append", default=[], help=text)
-    command.add_argument("--image", action="append", default=[], metavar="PATH_OR_URL", help=image)
-    command.add_argument("--video", action="append", default=[], metavar="PATH_OR_URL", help=video)
+    for key, metavar, help_ in (
+        ("text", "TEXT", text),
+        ("image", "PATH_OR_URL", image),
+        ("video", "PATH_OR_URL", video),
+    ):
+        command.add_argument(
+            f"--{key}",
+            dest="items",
+            action="append",
+            default=[],
+            type=partial(_item, key),
+            metavar=metavar,
+            help=help_,
+        )
     command.add_argument("--instruction", help="what the vectors or scores are for; replaces the package's default")
     command.add_argument(
         "--on-error",
@@ -94,4 +106,10 @@ def constructor_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def with_instruction(item: Any, instruction: str | None) -> Any:
     """The item with --instruction where it has none of its own; what is no dict is refused later, by its place."""
-    return {"instruction": instruction, **item} if instruction is not None and isinstance(item, dict) else item
+    if instruction is None or not isinstance(item, dict) or item.get("instruction") is not None:
+        return item
+    return {**item, "instruction": instruction}
+
+
+def _item(key: str, value: str) -> dict[str, str]:
+    return {key: value}

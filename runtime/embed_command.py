@@ -33,13 +33,13 @@ def add_embed(commands: Any) -> None:
     add_resources(command)
 
 
-def embed(options: argparse.Namespace) -> Lines:
+def embed(options: argparse.Namespace, complaints: list[str]) -> Lines:
     """A JSON line a vector, or none where they go into a file. Raises InputError, PackageError."""
     output: Path | None = options.output
     if output:
         require_writable(output)
     items = list(read_json_lines(options.input)) if options.input else []
-    items += [{key: value} for key in ("text", "image", "video") for value in getattr(options, key)]
+    items += options.items
     if not items and not options.input:
         raise InputError("nothing to embed; give --text, --image, --video or --input.")
     embedder = Qwen3VLEmbedder(options.package, **constructor_options(options), dimensions=options.dimensions)
@@ -51,8 +51,8 @@ def embed(options: argparse.Namespace) -> Lines:
         skipped=skipped,
     )
     errors = {each.index: str(each.error) for each in skipped}
+    complaints += [f"skipped: {error}" for error in errors.values()]
     if output:
         write_vectors(output, rows, errors)
     else:
         yield from vector_lines(rows, errors)
-    return [f"skipped: {error}" for error in errors.values()]

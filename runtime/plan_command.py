@@ -47,7 +47,7 @@ def add_plan(commands: Any) -> None:
     add_resources(command)
 
 
-def plan(options: argparse.Namespace) -> Lines:
+def plan(options: argparse.Namespace, complaints: list[str]) -> Lines:
     """A table, or one JSON object. Raises InputError, PackageError."""
     setting = _setting(options)
     planner = Planner(setting)
@@ -61,12 +61,11 @@ def plan(options: argparse.Namespace) -> Lines:
         yield json.dumps(found, indent=1)
     else:
         yield from table(found)
-    if picture is None or not lacking:
-        return []
-    return [
-        f"{setting.folder}: not even the smallest picture fits into {size(options.ram)}, it takes "
-        f"{size(picture.resident)}; try --memory low, another precision, or more memory."
-    ]
+    if picture is not None and lacking:
+        complaints.append(
+            f"{setting.folder}: not even the smallest picture fits into {size(options.ram)}, it takes "
+            f"{size(picture.resident)}; try --memory low, another precision, or more memory."
+        )
 
 
 def _setting(options: argparse.Namespace) -> Setting:

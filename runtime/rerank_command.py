@@ -32,21 +32,21 @@ def add_rerank(commands: Any) -> None:
     add_resources(command)
 
 
-def rerank(options: argparse.Namespace) -> Lines:
+def rerank(options: argparse.Namespace, complaints: list[str]) -> Lines:
     """A JSON line of scores a request. Raises InputError, PackageError."""
     requests = list(read_json_lines(options.input)) if options.input else []
     from_file = len(requests)
     query = {"text": options.query, "image": options.query_image}
     query = {key: value for key, value in query.items() if value is not None}
-    documents = [{key: value} for key in ("text", "image", "video") for value in getattr(options, key)]
-    if query and documents:
-        requests.append({"query": query, "documents": documents})
-    elif query or documents or not options.input:
+    if query and options.query_image is None and not options.query.strip():
+        raise InputError("--query is empty; write what the documents are compared with.")
+    if query and options.items:
+        requests.append({"query": query, "documents": options.items})
+    elif query or options.items or not options.input:
         raise InputError(
             "nothing to rerank; give --query or --query-image, and documents by --text, --image or --video, or --input."
         )
     reranker = Qwen3VLReranker(options.package, **constructor_options(options))
-    lost: list[str] = []
     for index, request in enumerate(requests):
         place = f"requests[{index}]: " if from_file else ""
         skipped: list[Skipped] = []
@@ -59,10 +59,9 @@ def rerank(options: argparse.Namespace) -> Lines:
             if options.on_error == "raise":
                 raise
             yield json.dumps({"scores": None, "error": str(error)})
-            lost.append(str(error))
+            complaints.append(f"skipped: {error}")
             continue
         errors = {str(each.index): str(each.error) for each in skipped}
         line: dict[str, Any] = {"scores": [None if math.isnan(score) else score for score in scores]}
         yield json.dumps({**line, "errors": errors} if errors else line)
-        lost += [f"{place}{each.error}" for each in skipped]
-    return [f"skipped: {error}" for error in lost]
+        complaints += [f"skipped: {place}{each.error}" for each in skipped]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,15 +16,16 @@ from runtime.encode import DEFAULT_LIMITS, located
 from runtime.errors import InputError
 from runtime.json_lines import numbered_json_lines
 from runtime.manifest import Manifest
+from runtime.media import SCHEME
 from runtime.package import require_positive, require_task
 from runtime.reranker import Qwen3VLReranker
 from runtime.results import replacing, require_writable
 from runtime.search.contact_page import contact_page
 from runtime.search.contact_sheet import contact_sheet
-from runtime.search.documents import relative
+from runtime.search.documents import is_blank, relative
 from runtime.search.index_header import Header
 from runtime.search.preview import Tile, preview
-from runtime.search.searcher import Hit, Searcher, read_again, rerank
+from runtime.search.searcher import Hit, Searcher, read_again, require_folder, rerank
 from runtime.search.vector_store import STORES, require_search_extra
 
 TOP, RECALL = 10, 100
@@ -66,7 +68,7 @@ def add_search(commands: Any) -> None:
     )
     command.add_argument("--reranker", type=Path, metavar="PACKAGE", help="put the best in order with this one")
     command.add_argument("--top", type=int, default=TOP, help=f"documents to print (default {TOP})")
-    command.add_argument("--recall", type=int, default=RECALL, help=f"documents to rerank (default {RECALL})")
+    command.add_argument("--recall", type=int, help=f"documents to rerank (default {RECALL})")
     command.add_argument("--json", action="store_true", help="a JSON line a document (always so with --queries)")
     command.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw the query and the results")
     command.add_argument("--html", type=Path, metavar="FILE.html", help="the same as a page, all in one file")
@@ -74,24 +76,27 @@ def add_search(commands: Any) -> None:
     add_resources(command)
 
 
-def search(options: argparse.Namespace) -> Lines:
+def search(options: argparse.Namespace, complaints: list[str]) -> Lines:
     """A line a document. Raises InputError, PackageError, SearchIndexError, MissingExtraError."""
     _require_sense(options)
     queries = list(_queries(options))
     require_search_extra()
-    if options.reranker:  # found now rather than after hours of embedding
+    # What is wrong with the rest is found now rather than after hours of embedding.
+    for folder in options.add:
+        require_folder(folder)
+    if options.reranker:
         require_task(options.reranker, Manifest.read(options.reranker), "reranker")
     searcher = _open(options)
-    complaints: list[str] = []
     try:
-        complaints += _bring_up_to_date(searcher, options)
+        _bring_up_to_date(searcher, options, complaints)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(KEPT) from None
     if not queries:
-        return complaints
+        return
     documents = searcher.index.entries.documents
     if not documents:
-        raise InputError(f"{options.index} holds no documents yet; give it a folder of pictures or texts with --add.")
+        more = "nothing that --add found could be used" if options.add else "give it a folder with --add"
+        raise InputError(f"{options.index} holds no documents; {more}.")
     found = [_located_search(searcher, options, query) for query in queries]
     del searcher  # the two models need not be in memory together
     if options.reranker:
@@ -106,7 +111,6 @@ def search(options: argparse.Namespace) -> Lines:
         words = f"{len(hits)} of {documents:,} documents"
         words += f", {len(found[0]):,} reranked" if options.reranker else ""
         _draw(queries[0][1], words, hits, options)
-    return complaints
 
 
 def _require_sense(options: argparse.Namespace) -> None:
@@ -123,22 +127,36 @@ def _require_sense(options: argparse.Namespace) -> None:
         raise InputError("--sheet and --html show one query; give --text or --image instead of --queries.")
     if options.text is not None and not options.text.strip() and options.image is None:
         raise InputError("--text is empty; write what to search for.")
+    for name in ("add", "forget"):
+        if not all(folder.strip() for folder in getattr(options, name)):
+            raise InputError(f"--{name} is empty; name a folder.")
+    if options.image is not None and not SCHEME.match(options.image) and not os.path.exists(options.image):
+        raise InputError(f"--image {options.image} does not exist; check the path.")
+    if options.recall is not None and not options.reranker:
+        raise InputError("--recall says how many documents are reranked; add --reranker, or use --top.")
     for name in ("top", "recall"):
-        require_positive(f"--{name}", getattr(options, name))
-    if options.reranker and options.top > options.recall:
-        raise InputError(f"--top {options.top} is more than --recall {options.recall}, which are reranked; raise it.")
+        if getattr(options, name) is not None:
+            require_positive(f"--{name}", getattr(options, name))
+    if options.reranker and options.top > _recall(options):
+        raise InputError(f"--top {options.top} is more than --recall {_recall(options)}, which are reranked; raise it.")
     if options.sheet:
         require_writable(options.sheet, "--sheet", (".png",))
     if options.html:
         require_writable(options.html, "--html", (".html",))
 
 
+def _recall(options: argparse.Namespace) -> int:
+    return RECALL if options.recall is None else int(options.recall)
+
+
 def _queries(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """(place, item) of each query."""
     if options.queries:
         for line, value in numbered_json_lines(options.queries, "--queries "):
-            item = {"text": value} if isinstance(value, str) else value
-            yield f"{options.queries}, line {line}", with_instruction(item, options.instruction)
+            place, item = f"{options.queries}, line {line}", {"text": value} if isinstance(value, str) else value
+            if is_blank(item):
+                raise InputError(f"{place}: the query is empty; write what to search for.")
+            yield place, with_instruction(item, options.instruction)
     elif options.text is not None or options.image is not None:
         given = {"text": options.text, "image": options.image}
         yield (
@@ -166,8 +184,7 @@ def _open(options: argparse.Namespace) -> Searcher:
     )
 
 
-def _bring_up_to_date(searcher: Searcher, options: argparse.Namespace) -> list[str]:
-    complaints = []
+def _bring_up_to_date(searcher: Searcher, options: argparse.Namespace, complaints: list[str]) -> None:
     for folder in options.forget:
         _say(f"{folder}: {searcher.forget(folder).forgotten} forgotten")
     for folder in options.add:
@@ -175,12 +192,11 @@ def _bring_up_to_date(searcher: Searcher, options: argparse.Namespace) -> list[s
         counts = f"{changes.embedded} embedded, {changes.unchanged} unchanged, {changes.forgotten} forgotten"
         _say(f"{folder}: {counts}, {len(changes.skipped)} skipped")
         complaints += [f"skipped: {each}" for each in changes.skipped]
-    return complaints
 
 
 def _located_search(searcher: Searcher, options: argparse.Namespace, query: tuple[str, Any]) -> list[Hit]:
     place, item = query
-    count = options.recall if options.reranker else options.top
+    count = _recall(options) if options.reranker else options.top
     if not place:
         return searcher.search(item, count)
     with located(place):

@@ -29,7 +29,7 @@ def add_verify(commands: Any) -> None:
     add_resources(command)
 
 
-def verify(options: argparse.Namespace) -> Lines:
+def verify(options: argparse.Namespace, complaints: list[str]) -> Lines:
     """A line an input and one about all; complaints for inputs that fail. Raises PackageError."""
     manifest = Manifest.read(options.package)
     manifest.check(options.package)
@@ -50,12 +50,12 @@ def verify(options: argparse.Namespace) -> Lines:
         results = [*results, *announced]
     failed = [each for each in results if not each.passed]
     if failed:
-        return [
+        complaints.append(
             f"{options.package} does not give here what it should ({len(failed)} of {len(results)} comparisons); "
             "do not use it here, and report this output."
-        ]
-    yield f"{options.package} passes: {manifest.name}, {manifest.precision} for {manifest.target}"
-    return []
+        )
+    else:
+        yield f"{options.package} passes: {manifest.name}, {manifest.precision} for {manifest.target}"
 
 
 def _announced(model: Qwen3VLEmbedder | Qwen3VLReranker, manifest: Manifest) -> Generator[str, None, list[Agreement]]:

@@ -67,7 +67,7 @@ def test_embed_prints_what_process_returns(run: Run, embedding: str, picture: st
     code, out, err = run(
         "embed", embedding, "--image", picture, "--text", "a duck", "--text", "鸭", "--instruction", "Go"
     )
-    items = [{"text": "a duck"}, {"text": "鸭"}, {"image": picture}]
+    items = [{"image": picture}, {"text": "a duck"}, {"text": "鸭"}]  # in the order they are given in
     rows = Qwen3VLEmbedder(embedding).process([{**item, "instruction": "Go"} for item in items])
     assert (code, err) == (0, "")
     assert out.isascii()  # a pipe on Windows is not UTF-8
@@ -121,9 +121,11 @@ def test_rerank_prints_what_process_returns(run: Run, reranking: str, picture: s
     reranker, documents = Qwen3VLReranker(reranking), [{"text": "a duck"}, {"image": picture}]
     request = {"query": {"text": "bird", "image": picture}, "documents": documents, "instruction": "Go"}
     arguments = ["rerank", reranking, "--query", "bird", "--query-image", picture, "--instruction", "Go"]
-    code, out, err = run(*arguments, "--image", picture, "--text", "a duck")
+    code, out, err = run(*arguments, "--text", "a duck", "--image", picture)
     assert (code, err) == (0, "")
     assert json.loads(out) == {"scores": reranker.process(request)}
+    code, out, _ = run(*arguments, "--image", picture, "--text", "a duck")
+    assert json.loads(out) == {"scores": reranker.process(request | {"documents": documents[::-1]})}
     requests: list[dict[str, Any]] = [request, {"query": {"text": "bird"}, "documents": documents[:1]}]
     code, out, err = run("rerank", reranking, "--input", write_lines(tmp_path / "requests.jsonl", requests))
     assert (code, err) == (0, "")

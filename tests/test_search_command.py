@@ -83,9 +83,7 @@ def test_an_index_is_made_and_kept_up_to_date(run: Run, embedding: str, folder: 
     assert run(*arguments, "--forget", folder) == (0, "", f"{folder}: 8 forgotten\n")
     code, out, err = run(*arguments, "--text", "a")
     assert (code, out) == (2, "")
-    assert err == (
-        f"error: {tmp_path / 'index'} holds no documents yet; give it a folder of pictures or texts with --add.\n"
-    )
+    assert err == f"error: {tmp_path / 'index'} holds no documents; give it a folder with --add.\n"
 
 
 def test_it_prints_what_the_classes_return(
@@ -125,6 +123,20 @@ def test_many_queries(run: Run, embedding: str, reranking: str, index: Path, tmp
     assert [json.loads(line) for line in alone[1].splitlines()] == [pytest.approx(line) for line in lines[:2]]
     path.write_text('"a"\n{"txt": "b"}\n')
     assert run(*arguments)[2].startswith(f"error: {path}, line 2: query has the unknown key 'txt';")
+    for blank in ('""', '{"text": " "}', "{}", '{"image": [], "instruction": "Find."}'):
+        path.write_text(f'"a"\n{blank}\n')
+        assert run(*arguments)[::2] == (2, f"error: {path}, line 2: the query is empty; write what to search for.\n")
+
+
+def test_what_was_skipped_is_said_however_it_ends(run: Run, embedding: str, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "empty.txt").write_text(" ")
+    code, out, err = run(embedding, "--index", tmp_path / "index", "--add", tmp_path / "bad", "--text", "a")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[1:] == [
+        f"skipped: {tmp_path / 'bad' / 'empty.txt'} holds no text; write some or remove it.",
+        f"error: {tmp_path / 'index'} holds no documents; nothing that --add found could be used.",
+    ]
 
 
 def test_a_sheet_and_a_page(run: Run, embedding: str, index: Path, tmp_path: Path, folder: Path) -> None:
@@ -170,7 +182,12 @@ def test_errors_are_one_sentence(
         ((index, *text, "--reranker", "gone"), "gone does not exist; pass the folder that `python -m export"),
         ((index, *text, "--sheet", "a.jpg"), "--sheet a.jpg does not end in .png; rename it."),
         ((index, *text, "--html", "gone/a.html"), "--html gone/a.html: there is no folder gone; create it or choose"),
-        ((index, "--image", "gone.png"), "query: image: gone.png does not exist; check the path ("),
+        ((index, "--image", "gone.png"), "--image gone.png does not exist; check the path."),
+        ((new, "--add", folder, "--add", "gone"), "--add gone does not exist; pass the folder that holds the"),
+        ((new, "--add", ""), "--add is empty; name a folder."),
+        ((index, "--forget", " "), "--forget is empty; name a folder."),
+        ((new, "--add", folder, "--forget", folder), f"--forget {folder}: {new} holds no index yet; leave it out."),
+        ((index, *text, "--recall", 5), "--recall says how many documents are reranked; add --reranker, or use --top."),
         ((index, *text, "--store", "int8"), f"{index} was made with something else, and vectors of both cannot be"),
         ((index, *text, "--max-pixels", 4096), f"{index} was made with something else, and vectors of both cannot"),
         ((new, "--add", folder, "--dimensions", 65), "dimensions is 65, expected a whole number from 1 to 64."),

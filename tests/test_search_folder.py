@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from runtime import InputError, Qwen3VLEmbedder, Searcher, SearchIndexError
+from runtime.search.documents import Document
 from runtime.search.indexing import BATCH, Changes
 
 Packages = Callable[[Shape, Task], Path]
@@ -133,7 +135,7 @@ def test_what_is_gone_is_forgotten(searcher: Searcher, folder: Path, tmp_path: P
     (folder / "a.png").unlink()
     (folder / "note.txt").write_bytes(b"\xff\xfe\xff")
     changes = searcher.add(folder)
-    assert counts(changes) == (0, 3, 1, 1)
+    assert counts(changes) == (0, 3, 2, 1)
     assert changes.skipped == [f"{folder / 'note.txt'} is not UTF-8 (invalid start byte); convert it."]
     assert indexed(searcher, folder) == {
         "deep/b.JPG",
@@ -217,9 +219,68 @@ def test_lines_are_documents(searcher: Searcher, embedder: Counting, folder: Pat
     path.write_text("\n".join(map(json.dumps, ["first", *lines[:3], "last"])), encoding="utf-8")
     assert counts(searcher.add(folder)) == (1, 9, 0, 0)
     assert embedder.asked() == 2, "the query and the new line"
-    path.write_text('{"text": "a"}\nnot JSON\n', encoding="utf-8")
+    path.write_text('{"text": "a"}\nnot JSON\n"b"', encoding="utf-8")
     changes = searcher.add(folder)
     assert len(changes.skipped) == 1 and changes.skipped[0].startswith(f"{path}, line 2: not JSON (")
+    assert counts(changes)[:3] == (2, 5, 3), "the lines beside it are there, three of five before are not"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        (r'{"image": "a\u0000b.png"}', "names a file that cannot be"),
+        (r'{"image": "\ud800/a.png"}', "cannot be"),
+        ('""', "has neither words nor a picture"),
+        ('{"text": [" "], "image": []}', "has neither words nor a picture"),
+        ("{}", "has neither words nor a picture"),
+    ],
+)
+def test_a_line_that_cannot_be_used_costs_itself_alone(
+    searcher: Searcher, tmp_path: Path, line: str, problem: str
+) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "lines.jsonl").write_text(f'"a goose"\n{line}\n"a duck"\n', encoding="utf-8")
+    changes = searcher.add(folder)
+    assert counts(changes) == (2, 0, 0, 1)
+    assert changes.skipped[0].startswith(f"{folder / 'lines.jsonl'}, line 2") and problem in changes.skipped[0]
+
+
+def test_what_becomes_unusable_is_forgotten_and_counted(searcher: Searcher, folder: Path) -> None:
+    assert counts(searcher.add(folder)) == (5, 0, 0, 0)
+    (folder / "note.txt").write_text(" ")
+    assert counts(searcher.add(folder)) == (0, 4, 1, 1)
+
+
+def test_what_cannot_be_read_for_now_stays(searcher: Searcher, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher.add(folder)
+    (folder / "note.txt").write_text("another duck")
+
+    def refuse(path: str) -> list[Document]:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("runtime.search.indexing.read_documents", refuse)
+    changes = searcher.add(folder)
+    assert counts(changes) == (0, 5, 0, 1)
+    assert changes.skipped[0].endswith("note.txt cannot be read (Permission denied); what the index has of it stays.")
+
+
+def test_an_index_made_anew_by_another_is_noticed(searcher: Searcher, model: Counting, folder: Path) -> None:
+    searcher.add(folder)
+    place = searcher.index.folder
+    same, small = Searcher(model, place), Searcher(model, folder.parent / "other", dimensions=16)
+    small.add(folder)
+    shutil.rmtree(place)
+    (folder.parent / "other").rename(place)
+    for use in (lambda: searcher.add(folder), lambda: searcher.search({"text": "a"}), lambda: searcher.forget(folder)):
+        with pytest.raises(SearchIndexError, match="dimensions 16 in the index, 64 here"):
+            use()
+    shutil.rmtree(place)
+    (folder / "note.txt").write_text("a swan")
+    Searcher(model, place).add(folder)
+    (hit, *_) = same.search({"text": "a swan"}, 1)
+    assert hit.cosine > 0.9999
 
 
 def test_a_line_follows_the_picture_it_names(searcher: Searcher, embedder: Counting, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
-from runtime.json_lines import numbered_json_lines
+from runtime.inputs import CONTENT_KEYS, ITEM_KEYS
+from runtime.json_lines import json_value, numbered_lines
 from runtime.manifest import sha256_of
 from runtime.media import SCHEME
 
@@ -95,16 +96,30 @@ def is_below(path: str, folder: str) -> bool:
 
 
 def read_documents(path: str) -> list[Document]:
-    """The documents of a file. Raises InputError where it cannot be read at all."""
+    """The documents of a file. Raises OSError, and InputError for what is no text or holds none."""
     suffix = os.path.splitext(path)[1].lower()
+    if suffix in PICTURES:
+        return [_document(path, None, {"image": Path(path)})]
     try:
-        if suffix in PICTURES:
-            return [_document(path, None, {"image": Path(path)})]
         if suffix in TEXTS:
             return [_document(path, None, {"text": _text(path)})]
-        return [_of_line(path, line, value) for line, value in numbered_json_lines(path)]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check that it is there.") from error
+        return [_of_line(path, number, line) for number, line in numbered_lines(path)]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason}); convert it.") from error
+
+
+def is_blank(item: Any) -> bool:
+    """Whether a dict as `process` takes it has neither words nor a picture nor a video."""
+    return (
+        isinstance(item, dict) and not set(item) - set(ITEM_KEYS) and _is_nothing([item.get(k) for k in CONTENT_KEYS])
+    )
+
+
+def located(value: Any, folder: str) -> Any:
+    """A path, or each of a list of them, from `folder`; an address stays as it is."""
+    if isinstance(value, list):
+        return [located(each, folder) for each in value]
+    return Path(folder, value) if _is_path(value) else value
 
 
 def display_name(path: str, line: int | None) -> str:
@@ -129,27 +144,32 @@ def _text(path: str) -> str:
     size = os.stat(path).st_size
     if size > MOST_TEXT:
         raise InputError(f"{path} has {size:,} bytes, more than {MOST_TEXT:,} of a text; cut it into several files.")
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error.reason}); convert it.") from error
+    text = Path(path).read_text(encoding="utf-8-sig")
     if not text.strip():
         raise InputError(f"{path} holds no text; write some or remove it.")
     return text
 
 
-def _of_line(path: str, line: int, value: Any) -> Document:
-    item = {"text": value} if isinstance(value, str) else value
+def _of_line(path: str, line: int, content: str) -> Document:
     where = f"{path}, line {line}"
+    try:
+        value = json_value(content, where)
+    except InputError as error:  # a line that is being written may be half there
+        return _unusable(path, line, str(error))
+    item = {"text": value} if isinstance(value, str) else value
     if not isinstance(item, dict):
         return _unusable(path, line, f'{where} is neither a text nor a dict; write {{"text": ...}}.')
     if "instruction" in item:
         problem = f"{where} has an instruction of its own; documents share the package's, so remove it."
         return _unusable(path, line, problem)
+    if is_blank(item):
+        return _unusable(path, line, f"{where} has neither words nor a picture; write some or remove it.")
     try:
         return _document(path, line, item)
     except OSError as error:
         return _unusable(path, line, f"{where}: {error.filename} cannot be read ({error.strerror}).")
+    except ValueError as error:  # of a name that no file can have
+        return _unusable(path, line, f"{where} names a file that cannot be ({error}); correct it.")
 
 
 def _unusable(path: str, line: int, problem: str) -> Document:
@@ -158,20 +178,13 @@ def _unusable(path: str, line: int, problem: str) -> Document:
 
 def _document(path: str, line: int | None, item: dict[str, Any]) -> Document:
     """The paths of `item` made absolute, and its hash. Raises OSError."""
-    folder, located, stamped = os.path.dirname(path), dict(item), dict(item)
+    folder, placed, stamped = os.path.dirname(path), dict(item), dict(item)
     named = () if line is None else tuple(_named(item, folder))  # looked at first: what changes later is seen
     for key in MEDIA_KEYS:
         if key in item:
-            located[key], stamped[key] = _located(item[key], folder), _stamped(item[key], folder)
+            placed[key], stamped[key] = located(item[key], folder), _stamped(item[key], folder)
     content = json.dumps(stamped, sort_keys=True)
-    return Document(path, line, located, hashlib.sha256(content.encode("ascii")).hexdigest(), named)
-
-
-def _located(value: Any, folder: str) -> Any:
-    """A path, or each of a list of them, from `folder`; an address stays as it is."""
-    if isinstance(value, list):
-        return [_located(each, folder) for each in value]
-    return Path(folder, value) if _is_path(value) else value
+    return Document(path, line, placed, hashlib.sha256(content.encode("ascii")).hexdigest(), named)
 
 
 def _named(item: dict[str, Any], folder: str) -> Iterator[FoundFile]:
@@ -188,6 +201,12 @@ def _stamped(value: Any, folder: str) -> Any:
     if isinstance(value, list):
         return [_stamped(each, folder) for each in value]
     return {"sha256": sha256_of(Path(folder, value))} if _is_path(value) else value
+
+
+def _is_nothing(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_nothing, value))
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _is_path(value: Any) -> bool:

@@ -45,9 +45,10 @@ class IndexFiles:
                 )
         return entries, valid
 
-    def log_bytes(self) -> int:
-        """Size of the log."""
-        return self.paths[LOG].stat().st_size
+    def log_state(self) -> tuple[int, int, int]:
+        """What is another one once the log has grown, or is that of an index made anew."""
+        found = self.paths[LOG].stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def mapped(self, count: int) -> Parts:
         """The first `count` rows, mapped."""

@@ -35,7 +35,7 @@ class SearchIndex:
         self.entries = Entries()
         self.holders: dict[int, list[tuple[str, int | None]]] = {}
         self._header: Header | None = None
-        self._seen: tuple[int, int] | None = None  # generation and bytes of the log that were read
+        self._seen: tuple[Header, tuple[int, int, int]] | None = None  # the log that was read, as it was then
         self._valid = 0  # bytes of the log that are whole steps
         self._stored: Parts | None = None
         self.refresh()
@@ -139,7 +139,7 @@ class SearchIndex:
 
     def _load(self, header: Header) -> None:
         files = IndexFiles(self.folder, header)
-        seen = (header.generation, files.log_bytes())
+        seen = (header, files.log_state())
         if seen == self._seen and self._stored is not None:
             return
         entries, valid = files.read_log()

@@ -88,6 +88,10 @@ class Indexer:
             return
         try:
             documents = read_documents(file.path)
+        except OSError as error:
+            kept = "; what the index has of it stays" if before else ""
+            self._skip(f"{file.path} cannot be read ({error.strerror or error}){kept}.")
+            return
         except InputError as error:
             self._skip(str(error))
             documents = []
@@ -156,6 +160,8 @@ class Indexer:
                     files[file.path] = indexed
             elif reading.file.path in self._index.entries.files:  # what it held before is gone
                 gone.append(reading.file.path)
+            held = self._index.entries.files.get(reading.file.path)
+            self._changes.forgotten += max(0, len(held.parts) - len(parts)) if held else 0
         return Step(contents, files, tuple(gone))
 
     def _skip(self, sentence: str) -> None:

@@ -87,21 +87,23 @@ class Searcher:
 
         A document that cannot be used is left out and said in `skipped`. Raises InputError, SearchIndexError.
         """
+        require_folder(folder)
         path = _absolute(folder)
-        if not os.path.isdir(path):
-            reason = "is a file" if os.path.exists(path) else "does not exist"
-            raise InputError(f"--add {folder} {reason}; pass the folder that holds the pictures and texts.")
         self._create()
         with (
             self.index.writing(),
             tqdm(disable=not self.show_progress, unit="file", desc=display_name(path, None)) as progress,
         ):
+            self._require_own()
             return Indexer(self.index, self.embedder, progress.update).add(path)
 
     def forget(self, folder: str | os.PathLike[str]) -> Changes:
         """Take what is in `folder` or is that file out of the index. Raises InputError where nothing is."""
         path = _absolute(folder)
+        if not self.index.exists:
+            raise InputError(f"--forget {folder}: {self.index.folder} holds no index yet; leave it out.")
         with self.index.writing():
+            self._require_own()
             files = [each for each in self.index.entries.files if is_below(each, path)]
             if not files:
                 raise InputError(f"--forget {folder}: the index has nothing of it; check the path.")
@@ -113,6 +115,8 @@ class Searcher:
         Documents of equal content stand together. Raises InputError, SearchIndexError.
         """
         require_positive("count", count)
+        self.index.refresh()
+        self._require_own()
         dimensions = self.index.header.dimensions
         try:
             vector = self.embedder.process([query], dimensions=dimensions)[0]
@@ -131,7 +135,18 @@ class Searcher:
                 f"use {SMALLEST_BINARY} or more, or int8."
             )
         self.index.create(self._header)
-        self.index.header.require_same(self.index.folder, self._header)  # another process may have been faster
+
+    def _require_own(self) -> None:
+        """Another process may have been faster, or have made the index anew. Raises SearchIndexError."""
+        self.index.header.require_same(self.index.folder, self._header)
+
+
+def require_folder(folder: str | os.PathLike[str]) -> None:
+    """InputError where there is no folder to add."""
+    path = _absolute(folder)
+    if not os.path.isdir(path):
+        reason = "is a file" if os.path.exists(path) else "does not exist"
+        raise InputError(f"--add {folder} {reason}; pass the folder that holds the pictures and texts.")
 
 
 def rerank(
@@ -175,6 +190,9 @@ def read_again(hits: Sequence[Hit]) -> dict[str, dict[str, Any] | InputError]:
                 files[hit.path] = {document.line: document for document in read_documents(hit.path)}
             except InputError as error:
                 files[hit.path] = error
+            except OSError as error:
+                reason = error.strerror or error
+                files[hit.path] = InputError(f"{hit.path} cannot be read ({reason}); check that it is there.")
         file = files[hit.path]
         document = None if isinstance(file, InputError) else file.get(hit.line)
         if isinstance(file, InputError):
