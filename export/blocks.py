@@ -12,6 +12,7 @@ from quant.fold import Fold
 from quant.kernels import Kernels
 from quant.schemes import Linear, cast
 from quant.selection import FLOAT32, Plan
+from runtime.errors import CheckpointError
 
 BLOCK_BYTES = 4 * 2**20  # what is computed on a block stays in the processor's caches
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -68,12 +69,21 @@ class RowRange:
         return DTYPE_NAMES[self.tensor.dtype]
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Row blocks as float32 [rows, columns], at most BLOCK_BYTES each."""
+        """Row blocks as float32 [rows, columns], at most BLOCK_BYTES each. CheckpointError for NaN and infinity."""
         step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
         for start in range(self.start, self.stop, step):
             stop = min(start + step, self.stop)
             rows = self.tensor.rows(start, stop).reshape(stop - start, -1)
+            _require_finite(rows, self.name)
             yield rows if self.fold is None else self.fold.apply(rows, start - self.start)
+
+
+def _require_finite(rows: np.ndarray, name: str) -> None:
+    # Their sum takes a fraction of the time, and is finite unless one of them is not (or they are absurdly large).
+    with np.errstate(all="ignore"):
+        suspicious = not np.isfinite(rows.sum())
+    if suspicious and not np.isfinite(rows).all():
+        raise CheckpointError(f"{name} of the checkpoint holds NaN or infinity: it is damaged, get it again.")
 
 
 def matrix(parts: Parts, name: str, shape: Sequence[int]) -> RowRange:

@@ -20,11 +20,13 @@ from quant.prompts import sample_prompt
 from quant.samples import builtin_items, items_from
 from quant.statistics import InputStatistics
 from runtime.encode import EncodeOptions, Encoder, make_encoder
+from runtime.errors import NotFiniteError
 from runtime.manifest import CalibrationRecord
 
 BUILTIN, NONE = "builtin", "none"
 # The pooled token is the one that counts in the end, but it is one in a whole prompt.
 LAST_TOKEN_BOOST = 16.0
+FEWEST_LOGITS = 8  # of one the correlation is 1, of two 1 or -1, whatever they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,11 @@ class Results:
 
     pooled: np.ndarray
     hidden: dict[str, list[np.ndarray]]
+
+    @property
+    def is_too_few(self) -> bool:
+        """Whether they are logits too few to correlate."""
+        return self.pooled.ndim == 1 and len(self.pooled) < FEWEST_LOGITS
 
     def agreement(self, found: "Results") -> Agreement:
         """How well another model's results agree with these."""
@@ -60,9 +67,10 @@ class Calibration:
 
 def load_samples(blueprint: Blueprint, source: str) -> tuple[Sample, ...]:
     """The built-in samples, or those of the folder `source`, through the task's own prompts. Raises InputError."""
-    items = builtin_items() if source == BUILTIN else items_from(Path(source))
+    builtin = ((f"sample {number}", item) for number, item in enumerate(builtin_items()))
+    items = builtin if source == BUILTIN else items_from(Path(source))
     encoder = blueprint_encoder(blueprint)
-    prompts = [sample_prompt(encoder, blueprint.task, item, f"sample {number}") for number, item in enumerate(items)]
+    prompts = [sample_prompt(encoder, blueprint.task, item, where) for where, item in items]
     text = sum(int((~prompt.sequence.is_visual).sum()) for prompt in prompts)
     visual = sum(int(prompt.sequence.is_visual.sum()) for prompt in prompts)
     return tuple(
@@ -102,6 +110,10 @@ def measure(
 
 def _results(blueprint: Blueprint, layerwise: Layerwise, samples: Sequence[Sample]) -> Results:
     states = layerwise.run(samples)
+    if not np.isfinite(states).all():
+        raise NotFiniteError(
+            f"{blueprint.folder} gives NaN or infinity for a sample; check its weights against the published ones."
+        )
     return Results(blueprint.head.apply(layerwise.graphs.checkpoint, states), layerwise.hidden)
 
 

@@ -11,9 +11,12 @@ from export.calibration import BUILTIN, NONE
 from export.folder import require_free_output
 from export.package import ExportOptions, Reporter, export_package
 from export.source import PUBLISHED, SMALL, find_checkpoint
+from quant.agreement import require_cosine
 from quant.kernels import KERNELS
-from quant.selection import INT4_BLOCKS
-from runtime.errors import InputError, Qwen3VLError
+from quant.selection import INT4_BLOCKS, UNQUANTISED
+from runtime.errors import InputError
+from runtime.exit_code import exit_code
+from runtime.results import print_line
 from runtime.version import VERSION
 
 PACKAGES = Path("packages")
@@ -60,7 +63,6 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--calibrate",
-        default=BUILTIN,
         metavar="DIR",
         help="samples for --int8 and --int4: a folder of .txt, .md, .png, .jpg, .webp and .jsonl files,\n"
         f"{BUILTIN} (default: texts in twelve languages and drawn pictures) or {NONE}",
@@ -73,7 +75,10 @@ def parser() -> argparse.ArgumentParser:
         f"(default: {BUILTIN}; {NONE} saves a pass through the float model)",
     )
     parser.add_argument(
-        "--min-cosine", type=float, metavar="C", help="refuse a package whose mean cosine to float32 is below C"
+        "--min-cosine",
+        type=float,
+        metavar="C",
+        help="refuse a package whose mean cosine to float32 (of a reranker: correlation of the logits) is below C",
     )
     parser.add_argument(
         "--target",
@@ -103,14 +108,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 1 for a failed verification, 2 for an error."""
-    try:
-        return _run(parser().parse_args(arguments))
-    except Qwen3VLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was left behind.", file=sys.stderr)
-        return 130
+    options = parser().parse_args(arguments)
+    return exit_code(lambda: _run(options), "; nothing was left behind")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -131,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
         options.task,
         options.revision,
         options.force,
-        options.calibrate,
+        options.calibrate or BUILTIN,
         options.block,
         options.min_cosine,
         options.golden,
@@ -145,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
         reporter = Reporter(lambda text: progress.write(text, file=sys.stderr), start, progress.update)
         export_package(folder, output, choices, reporter)
     passed = _verified(folder, output) if options.verify else True
-    print(output)
+    print_line(str(output))
     return 0 if passed else 1
 
 
@@ -164,6 +163,10 @@ def _precision(options: argparse.Namespace) -> str:
         raise InputError(
             f"{_flag(precision)} is for --target {other}; --target {options.target} takes {', '.join(most)} or {last}."
         )
+    if options.calibrate and precision in UNQUANTISED:
+        raise InputError("--calibrate is for quantised precisions; add --int8 or --int4, or leave it out.")
+    if options.min_cosine is not None:
+        require_cosine(options.min_cosine)
     if options.verify and precision != "fp32":
         raise InputError(
             f"--verify compares float32 packages with torch; leave it out of {_flag(precision)}, "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from export.blocks import Parts
 from export.blueprint import Blueprint, read_blueprint
-from export.calibration import BUILTIN, NONE, Calibration, Results, calibrate, measure
+from export.calibration import BUILTIN, FEWEST_LOGITS, NONE, Calibration, Results, calibrate, measure
 from export.checkpoint import Checkpoint
 from export.decoder import build_decoder
 from export.folder import partial_folder, put_in_place, require_free_output
@@ -20,7 +20,7 @@ from export.vision import build_vision
 from quant.kernels import KERNELS
 from quant.losses import costliest
 from quant.selection import UNQUANTISED, Plan
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, InputError
 from runtime.golden import FLOAT
 from runtime.manifest import (
     DECODER,
@@ -97,6 +97,11 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
             if calibrated:
                 reporter.start(num_steps(blueprint.config), "calibration", "layer")
                 calibration = calibrate(blueprint, checkpoint, options.calibrate, partial, reporter.advance)
+                if options.min_cosine is not None and calibration.results.is_too_few:
+                    raise InputError(
+                        f"--min-cosine compares a reranker's logits over all samples, and {options.calibrate} has "
+                        f"{calibration.record.samples}; give {FEWEST_LOGITS} or more, or leave it out."
+                    )
                 reporter.say("choosing scales")
                 plan = make_plan(plan, checkpoint, blueprint.config, calibration.statistics)
                 graphs, matrices = build_graphs(checkpoint, blueprint, plan)
@@ -174,13 +179,17 @@ def _loss(calibration: Calibration, found: Results, options: ExportOptions, say:
         agreement.largest,
     )
     activations = "" if options.target == "cpu" else "weights as stored, activations in float32; "
+    is_vectors = calibration.results.pooled.ndim == 2
+    cosine = f"cosine {loss.cosine_mean:.5f} mean, {loss.cosine_minimum:.5f} lowest"
+    correlation = f"correlation of the logits {loss.cosine_mean:.5f}"
     say(
-        f"{activations}against float32 on {agreement.count} samples: cosine {loss.cosine_mean:.5f} mean, "
-        f"{loss.cosine_minimum:.5f} lowest; order of pairs (Kendall) {loss.kendall:.4f}"
+        f"{activations}against float32 on {agreement.count} samples: {cosine if is_vectors else correlation}; "
+        f"order of pairs (Kendall) {loss.kendall:.4f}"
     )
-    if options.min_cosine is not None and loss.cosine_mean < options.min_cosine:
+    if options.min_cosine is not None and not loss.cosine_mean >= options.min_cosine:
         raise CheckpointError(
-            f"{options.name} in {options.precision} reaches a mean cosine of {loss.cosine_mean:.5f} to float32, "
+            f"{options.name} in {options.precision} reaches a "
+            f"{'mean cosine' if is_vectors else 'correlation of the logits'} of {loss.cosine_mean:.5f} to float32, "
             f"below --min-cosine {options.min_cosine}, and these layers cost most: "
             f"{costliest(calibration.results.layer_losses(found))}; "
             "choose another precision or samples nearer to your use."

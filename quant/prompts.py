@@ -1,17 +1,16 @@
 """What packages are compared on, as prompts: JSON lines as `python -m runtime` takes them, or the built-in samples."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from quant.samples import QUERY, builtin_items
 from runtime.encode import Encoder, TokenSequence, located
 from runtime.errors import InputError
 from runtime.image import Visual
 from runtime.inputs import Content, RerankRequest, parse_content, parse_item, parse_request
+from runtime.json_lines import read_json_lines
 from runtime.manifest import Task
 
 
@@ -35,7 +34,7 @@ def prompts(encoder: Encoder, task: Task, file: Path | None) -> list[MakePrompt]
     if file is None:
         items = enumerate(builtin_items())
         return [partial(sample_prompt, encoder, task, item, f"sample {number}") for number, item in items]
-    lines = list(_json_lines(file))
+    lines = list(read_json_lines(str(file), "--inputs "))
     found: list[MakePrompt]
     if task == "embedding":
         found = [partial(sample_prompt, encoder, task, line, f"inputs[{number}]") for number, line in enumerate(lines)]
@@ -69,16 +68,3 @@ def _pair(encoder: Encoder, request: RerankRequest, index: int, where: str) -> P
     document = encoder.load(content, request.fps, request.max_frames, name)
     sequence = encoder.rerank_sequence(query, document, request.instruction, name)
     return Prompt(sequence, query.visuals + document.visuals)
-
-
-def _json_lines(file: Path) -> Iterator[Any]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")  # Windows' tools put a byte order mark before UTF-8
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--inputs {file} cannot be read as UTF-8 text ({error}); check the path.") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{file}, line {number}: not JSON ({error}); write one object a line.") from None

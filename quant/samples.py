@@ -3,7 +3,6 @@
 Needs no network. Contents go through the deployment's own prompts, so what is measured is what the model will see.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from runtime.errors import InputError
+from runtime.json_lines import numbered_json_lines
+from runtime.search.documents import MEDIA_KEYS, located
 
 TEXT_SUFFIXES, IMAGE_SUFFIXES, ITEMS_SUFFIX = (".txt", ".md"), (".png", ".jpg", ".jpeg", ".webp"), ".jsonl"
 PICTURE_SIZES = ((512, 512), (640, 384), (256, 480), (320, 320))
@@ -58,8 +59,11 @@ def builtin_items() -> list[dict[str, Any]]:
     return items
 
 
-def items_from(folder: Path) -> list[dict[str, Any]]:
-    """The user's own samples: .txt, .md, .png, .jpg, .jpeg, .webp, and .jsonl of dicts. Raises InputError."""
+def items_from(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The user's own samples with the places they are from: .txt, .md, .png, .jpg, .jpeg, .webp, and .jsonl.
+
+    A line is a text or a dict as `process` takes it, whose paths start at the file's folder. Raises InputError.
+    """
     if not folder.is_dir():
         raise InputError(
             f"--calibrate {folder} is not a folder; pass one with .txt, .png, .jpg or .jsonl files, or none."
@@ -70,25 +74,23 @@ def items_from(folder: Path) -> list[dict[str, Any]]:
     return items
 
 
-def _items_of(path: Path) -> Iterator[dict[str, Any]]:
+def _items_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
-        yield {"image": str(path)}
-        return
-    if suffix not in (*TEXT_SUFFIXES, ITEMS_SUFFIX):
-        return
-    try:
-        content = path.read_text(encoding="utf-8-sig")  # Windows' tools put a byte order mark before UTF-8
-        if suffix != ITEMS_SUFFIX:
-            yield {"text": content}
-            return
-        for line in filter(str.strip, content.split("\n")):  # splitlines would cut at U+2028 inside a string too
-            item = json.loads(line)
+        yield str(path), {"image": str(path)}
+    elif suffix in TEXT_SUFFIXES:
+        try:
+            yield str(path), {"text": path.read_text(encoding="utf-8-sig")}  # Windows' tools put a byte order mark
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be used for calibration ({error}); correct it or take it out.") from error
+    elif suffix == ITEMS_SUFFIX:
+        for number, value in numbered_json_lines(str(path)):
+            where = f"{path}, line {number}"
+            item = {"text": value} if isinstance(value, str) else value
             if not isinstance(item, dict):
-                raise ValueError(f"a line is {type(item).__name__}, not an object")
-            yield item
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be used for calibration ({error}); correct it or take it out.") from error
+                raise InputError(f'{where} is neither a text nor a dict; write {{"text": ...}}.')
+            media = {key: located(item[key], str(path.parent)) for key in MEDIA_KEYS if key in item}
+            yield where, {**item, **media}
 
 
 def _shapes(size: tuple[int, int]) -> Image.Image:

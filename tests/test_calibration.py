@@ -154,7 +154,7 @@ def test_unusable_samples_leave_nothing(tiny: Path, output: Path, own: Path) -> 
         assert beside(output) == set()
 
     (own / "d.jsonl").write_text(json.dumps({"text": 3}))
-    refused("sample 4: text")
+    refused(f"{own / 'd.jsonl'}, line 1: text")
     (own / "d.jsonl").write_text("{")
     refused(f"{own / 'd.jsonl'} cannot be used for calibration (")
     (own / "d.jsonl").unlink()

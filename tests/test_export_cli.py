@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape, write_checkpoint
+from safetensors.numpy import load_file, save_file
 
 from export.cli import main, package_name
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
@@ -101,6 +103,47 @@ def test_bad_checkpoints_are_one_line_and_leave_nothing(run: Run, folder: Path, 
         assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("precision", [(), ("--int8", "--calibrate", "none", "--golden", "none"), ("--int8",)])
+def test_a_weight_that_is_no_number_is_named(
+    run: Run, folder: Path, tmp_path: Path, number: float, precision: tuple[str, ...]
+) -> None:
+    name, damaged = "model.language_model.layers.2.mlp.down_proj.weight", tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    tensors = load_file(damaged / "model.safetensors")
+    tensors[name][5, 7] = number
+    save_file(tensors, damaged / "model.safetensors")
+    code, out, err = run("--model", damaged, "--output", "out", *precision)
+    assert (code, out) == (2, "")
+    assert (
+        err.splitlines()[-1] == f"error: {name} of the checkpoint holds NaN or infinity: it is damaged, get it again."
+    )
+    assert "RuntimeWarning" not in err and not list(tmp_path.glob("*out*"))
+
+
+def test_scores_are_correlated_and_too_few_are_not(run: Run, checkpoint: Folders, tmp_path: Path) -> None:
+    arguments = ("--model", checkpoint(TINY_2B, "reranker"), "--int4", "--golden", "none", "--output", "out")
+    assert "on 26 samples: correlation of the logits 0." in run(*arguments)[2]
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "lines.jsonl").write_text('"a"\n"b"\n')
+    few = ("--calibrate", tmp_path / "samples", "--force")
+    code, out, err = run(*arguments, *few, "--min-cosine", 0.5)
+    assert (code, out) == (2, "")
+    message = "error: --min-cosine compares a reranker's logits over all samples, and "
+    assert err.splitlines()[-1] == f"{message}{tmp_path / 'samples'} has 2; give 8 or more, or leave it out."
+    assert run(*arguments, *few)[0] == 0
+
+
+def test_an_output_that_nobody_reads(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export", "--model", folder, "--output", tmp_path / "out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 141
+    assert Manifest.read(tmp_path / "out").precision == "fp32"
+
+
 def test_the_target_has_its_own_default_and_name(run: Run, folder: Path) -> None:
     code, out, _ = run("--model", folder, "--target", "cuda")
     package = Path("packages") / f"{folder.name}-bf16-cuda"
@@ -144,6 +187,8 @@ def test_the_loss_says_what_it_was_measured_with(run: Run, folder: Path) -> None
             ["--target", "cuda", "--min-cosine", "0.9"],
             "--min-cosine needs a quantised precision and calibration samples to compare on.",
         ),
+        (["--calibrate", "x"], "--calibrate is for quantised precisions; add --int8 or --int4, or leave it out."),
+        (["--int8", "--min-cosine", "nan"], "--min-cosine is nan, expected a number from -1 to 1, such as 0.995."),
     ],
 )
 def test_options_that_do_not_go_together(
