@@ -23,7 +23,12 @@ from runtime.results import require_writable, vector_lines, write_vectors
 def add_embed(commands: Any) -> None:
     """Add the command to argparse's subparsers."""
     command = add_command(commands, "embed", embed, "vectors of texts, pictures, videos")
-    add_inputs(command, "embed this text (may be repeated)", "embed this picture", "embed this video")
+    add_inputs(
+        command,
+        "embed this text (all three may be repeated; vectors come in their order)",
+        "embed this picture",
+        "embed this video",
+    )
     command.add_argument(
         "--output", type=Path, help="a .npy file [N, D], or a .jsonl file (default: JSON lines on stdout)"
     )

@@ -156,7 +156,7 @@ def test_unusable_samples_leave_nothing(tiny: Path, output: Path, own: Path) -> 
     (own / "d.jsonl").write_text(json.dumps({"text": 3}))
     refused(f"{own / 'd.jsonl'}, line 1: text")
     (own / "d.jsonl").write_text("{")
-    refused(f"{own / 'd.jsonl'} cannot be used for calibration (")
+    refused(f"{own / 'd.jsonl'}, line 1: not JSON (")
     (own / "d.jsonl").unlink()
     (own / "b.png").write_bytes(b"no picture")
     refused("sample 1: image")

@@ -97,15 +97,22 @@ def run_commands(run: Callable[..., None], text: str) -> None:
             run(sys.executable, *words[1:])
 
 
-def test_the_first_run(run: Callable[..., None], folder: Path) -> None:
+@pytest.fixture(scope="module")
+def after_first_run(run: Callable[..., None]) -> None:
+    """What the later sections go on from."""
     for block in blocks():
         if block.section == "First run":
             run_commands(run, block.text)
+
+
+@pytest.mark.usefixtures("after_first_run")
+def test_the_first_run(folder: Path) -> None:
     with Image.open(folder / "found.png") as sheet:
         assert sheet.width > 100
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("after_first_run")
 def test_every_command_and_all_code(run: Callable[..., None]) -> None:
     """In order, in one folder, and the code in one interpreter, as someone who reads on would."""
     for precision in ("--fp32", "--int8"):
