@@ -159,7 +159,7 @@ def test_unusable_samples_leave_nothing(tiny: Path, output: Path, own: Path) -> 
     refused(f"{own / 'd.jsonl'}, line 1: not JSON (")
     (own / "d.jsonl").unlink()
     (own / "b.png").write_bytes(b"no picture")
-    refused("sample 1: image")
+    refused(f"{own / 'b.png'}: image: ")
 
 
 def test_the_loss_is_that_of_the_finished_package(
