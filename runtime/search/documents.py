@@ -40,7 +40,7 @@ class FoundFile:
     def changed(self) -> bool:
         """Whether it is another one now, or gone."""
         try:
-            return self != found_file(self.path)
+            return self != found_file(self.path, os.stat(self.path))
         except OSError:
             return True
 
@@ -78,15 +78,16 @@ def find_files(folder: str, unreadable: list[tuple[str, str]]) -> Iterator[Found
                 continue
             path = os.path.join(parent, name)
             try:
-                if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-                    yield found_file(path)
+                found = os.stat(path)
             except OSError as error:
                 note(error)
+                continue
+            if stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+                yield found_file(path, found)
 
 
-def found_file(path: str) -> FoundFile:
-    """A file as it is now. Raises OSError."""
-    found = os.stat(path)
+def found_file(path: str, found: os.stat_result) -> FoundFile:
+    """A file as `os.stat` found it."""
     return FoundFile(path, found.st_size, found.st_mtime_ns)
 
 
@@ -179,7 +180,8 @@ def _unusable(path: str, line: int, problem: str) -> Document:
 def _document(path: str, line: int | None, item: dict[str, Any]) -> Document:
     """The paths of `item` made absolute, and its hash. Raises OSError."""
     folder, placed, stamped = os.path.dirname(path), dict(item), dict(item)
-    named = () if line is None else tuple(_named(item, folder))  # looked at first: what changes later is seen
+    media = [item.get(key) for key in MEDIA_KEYS]
+    named = () if line is None else tuple(_named(media, folder))  # looked at first: what changes later is seen
     for key in MEDIA_KEYS:
         if key in item:
             placed[key], stamped[key] = located(item[key], folder), _stamped(item[key], folder)
@@ -187,13 +189,14 @@ def _document(path: str, line: int | None, item: dict[str, Any]) -> Document:
     return Document(path, line, placed, hashlib.sha256(content.encode("ascii")).hexdigest(), named)
 
 
-def _named(item: dict[str, Any], folder: str) -> Iterator[FoundFile]:
-    """The files behind the paths of `item`. Raises OSError."""
-    for key in MEDIA_KEYS:
-        values: Any = item.get(key)
-        for value in values if isinstance(values, list) else [values]:
-            if _is_path(value):
-                yield found_file(os.path.join(folder, value))
+def _named(value: Any, folder: str) -> Iterator[FoundFile]:
+    """The file behind a path, or those of a list. Raises OSError."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _named(each, folder)
+    elif _is_path(value):
+        path = os.path.join(folder, value)
+        yield found_file(path, os.stat(path))
 
 
 def _stamped(value: Any, folder: str) -> Any:
