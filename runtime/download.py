@@ -24,6 +24,7 @@ from runtime.errors import InputError, MediaError
 USER_AGENT = "qwen3vl-edge (+python-urllib)"
 CHUNK_BYTES = 1 << 16
 LONGEST_NAME = 160
+LONGEST_TIMEOUT = 86400  # seconds; sockets take 24 days at most on some systems
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -56,8 +57,8 @@ HANDLERS = (
 class FetchLimits:
     """What fetching one picture or video may cost: seconds, bytes, decoded pixels.
 
-    `timeout` bounds each wait for the network and the body's whole download. `max_image_pixels` is where
-    Pillow itself refuses a picture by default, so everything the reference can open is accepted.
+    `timeout`, a day at most, bounds each wait for the network and the body's whole download. `max_image_pixels`
+    is where Pillow itself refuses a picture by default, so everything the reference can open is accepted.
     """
 
     timeout: float = 20.0
@@ -69,6 +70,8 @@ class FetchLimits:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise InputError(f"FetchLimits.{name} is {value!r}; give a number above zero.")
+        if self.timeout > LONGEST_TIMEOUT:
+            raise InputError(f"FetchLimits.timeout is over the limit of {LONGEST_TIMEOUT} seconds, a day; give fewer.")
 
 
 def shortened(text: str, longest: int = LONGEST_NAME) -> str:

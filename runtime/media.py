@@ -148,7 +148,12 @@ def _data_uri_bytes(source: str, name: str, limits: FetchLimits) -> bytes:
         raise MediaError(f"{name} has no comma; a data URI is data:[type][;base64],content.")
     if len(payload) > 4 * limits.max_bytes:
         raise MediaError(f"{name} is over the limit of {limits.max_bytes} bytes; raise FetchLimits.max_bytes.")
-    content = unquote_to_bytes(payload)
+    try:
+        content = unquote_to_bytes(payload)
+    except UnicodeEncodeError as error:
+        raise MediaError(
+            f"{name} holds a lone surrogate at position {len(header) + 1 + error.start}; encode the file again."
+        ) from None
     if not header.lower().endswith(";base64"):
         return content
     try:
