@@ -147,6 +147,24 @@ def test_bad_sources_are_named() -> None:
     assert "no pixels" in failure(Image.new("RGB", (0, 5)))
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "data:image/png;base64," + base64.b64encode(encoded()).decode(),
+        "data:image/png;base64," + base64.encodebytes(encoded()).decode(),
+        "data:image/png;base64," + quote_from_bytes(base64.b64encode(encoded()), safe=""),
+        "data:image/png," + quote_from_bytes(encoded()),
+    ],
+    ids=["base64", "wrapped", "escaped", "percent"],
+)
+def test_the_content_of_a_data_uri_is_what_is_limited(source: str) -> None:
+    limit = len(encoded())
+    assert np.array_equal(np.asarray(load_image(source, FetchLimits(max_bytes=limit))), PIXELS)
+    for smaller in (limit - 1, limit // 2, 1):
+        message = failure(source, FetchLimits(max_bytes=smaller))
+        assert message.endswith(f"is over the limit of {smaller} bytes; raise FetchLimits.max_bytes.")
+
+
 def test_a_long_data_uri_is_cut_in_messages() -> None:
     assert content_name("data:image/png;base64," + "A" * 9978).endswith("… (10000 characters)")
     assert len(failure("data:image/png;base64," + "A" * 10000)) < 200
