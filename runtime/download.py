@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from typing import IO
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote
 from urllib.request import (
     HTTPDefaultErrorHandler,
     HTTPErrorProcessor,
@@ -18,11 +18,28 @@ from urllib.request import (
     UnknownHandler,
 )
 
+from runtime.address import encoded_address
 from runtime.errors import InputError, MediaError
 
 USER_AGENT = "qwen3vl-edge (+python-urllib)"
 CHUNK_BYTES = 1 << 16
 LONGEST_NAME = 160
+LONGEST_TIMEOUT = 86400  # seconds; sockets take 24 days at most on some systems
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows to international hosts too."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        try:
+            address = encoded_address(newurl)
+        except ValueError:
+            fp.close()  # nobody else does: no response and no HTTPError goes out
+            raise
+        return super().redirect_request(req, fp, code, msg, headers, address)
+
 
 # No ftp, file or data handler: a redirect must not leave http(s).
 HANDLERS = (
@@ -30,7 +47,7 @@ HANDLERS = (
     HTTPHandler,
     HTTPSHandler,
     HTTPDefaultErrorHandler,
-    HTTPRedirectHandler,
+    _Redirects,
     HTTPErrorProcessor,
     UnknownHandler,
 )
@@ -40,8 +57,8 @@ HANDLERS = (
 class FetchLimits:
     """What fetching one picture or video may cost: seconds, bytes, decoded pixels.
 
-    `timeout` bounds each wait for the network and the body's whole download. `max_image_pixels` is where
-    Pillow itself refuses a picture by default, so everything the reference can open is accepted.
+    `timeout`, a day at most, bounds each wait for the network and the body's whole download. `max_image_pixels`
+    is where Pillow itself refuses a picture by default, so everything the reference can open is accepted.
     """
 
     timeout: float = 20.0
@@ -53,6 +70,8 @@ class FetchLimits:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise InputError(f"FetchLimits.{name} is {value!r}; give a number above zero.")
+        if self.timeout > LONGEST_TIMEOUT:
+            raise InputError(f"FetchLimits.timeout is over the limit of {LONGEST_TIMEOUT} seconds, a day; give fewer.")
 
 
 def shortened(text: str, longest: int = LONGEST_NAME) -> str:
@@ -68,7 +87,7 @@ def download(url: str, limits: FetchLimits, write: Callable[[bytes], object]) ->
         opener.add_handler(handler())
     try:
         # Browsers and `requests` accept spaces and accents in an address; urllib wants them escaped.
-        request = Request(quote(url, safe="%:/?#[]@!$&'()*+,;=-._~"), headers={"User-Agent": USER_AGENT})
+        request = Request(encoded_address(url), headers={"User-Agent": USER_AGENT})
         with opener.open(request, timeout=limits.timeout) as response:
             _copy(response, name, limits, write)
     except MediaError:

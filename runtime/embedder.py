@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 
 import numpy as np
 from tqdm import tqdm
@@ -147,25 +146,27 @@ class Qwen3VLEmbedder(SharesPackage):
         """As `process`, for inputs without end: a row float32 [dimensions] for each, in order.
 
         Inputs are read ahead as far as sorting them by length needs: eight calls of `batch_tokens`, at most 256. One
-        that cannot be used raises when its turn comes, after the rows of those before it; so does what `inputs` raises.
+        that cannot be used raises when its turn comes, after the rows of those before it, and ends the reading; so does
+        what `inputs` raises.
         """
         require_on_error(on_error)
         width = self._width(dimensions)
-        missing = np.full(width, np.nan, np.float32)
         skips = [] if skipped is None else skipped
         errors: Errors = {}
         done: dict[int, np.ndarray] = {}
         broken: list[Exception] = []
+        ending: Errors = errors if on_error == "raise" else {}
         turn = 0
-        # The empty group at the end lets go of inputs that failed after all others.
-        for indexes, pooled in chain(self._pooled(_readable(inputs, broken), errors), [([], missing[None])]):
-            done |= zip(indexes, finish(pooled, width, normalize), strict=False)
+        for indexes, pooled in self._pooled(_readable(inputs, broken, ending), errors):
+            done |= zip(indexes, finish(pooled, width, normalize), strict=True)
             while turn in done or turn in errors:
-                if turn in errors and on_error == "raise":
-                    raise errors[turn]
+                if turn in ending:
+                    raise ending[turn]
                 if turn in errors:
                     skips.append(Skipped(turn, errors.pop(turn)))
-                yield done.pop(turn, missing)
+                    yield np.full(width, np.nan, np.float32)
+                else:
+                    yield done.pop(turn)
                 turn += 1
         if skipped is None:
             record_skips(skips, None, f"of {turn} inputs")
@@ -176,15 +177,17 @@ class Qwen3VLEmbedder(SharesPackage):
         chosen = self.dimensions if dimensions is None else dimensions
         return require_dimensions(chosen, self.package.manifest.text.hidden_size)
 
-    def _entries(self, inputs: Iterable[object], errors: Errors | None) -> Iterator[Entry]:
-        """Inputs as entries, one at a time; what is wrong with one is noted in `errors`, or raised without it."""
+    def _entries(self, inputs: Iterable[object], errors: Errors | None) -> Iterator[Entry | None]:
+        """Inputs as entries, one at a time; what is wrong with one is noted in `errors` and gives None, or raised."""
         for index, item in enumerate(inputs):
             where = f"inputs[{index}]"
+            entry = None
             with noting(errors, index), blaming(where, LOADING):
                 parsed = parse_item(item, where)
                 loaded = self.package.encoder.load(parsed.content, parsed.fps, parsed.max_frames, where)
                 sequence = self.package.encoder.embedding_sequence(loaded, parsed.instruction, where)
-                yield Entry(index, where, sequence, loaded.visuals)
+                entry = Entry(index, where, sequence, loaded.visuals)
+            yield entry
 
     def _pooled(self, inputs: Iterable[object], errors: Errors | None) -> Iterator[tuple[list[int], np.ndarray]]:
         """Hidden states float32 [B, D] of the last tokens."""
@@ -192,9 +195,12 @@ class Qwen3VLEmbedder(SharesPackage):
         return request.pooled(self._entries(inputs, errors))
 
 
-def _readable(inputs: Iterable[object], broken: list[Exception]) -> Iterator[object]:
-    """The inputs up to where reading them raises, which is put into `broken`."""
+def _readable(inputs: Iterable[object], broken: list[Exception], ending: Errors) -> Iterator[object]:
+    """The inputs up to where there is an error in `ending`, or reading them raises, which is put into `broken`."""
     try:
-        yield from inputs
+        for item in inputs:
+            yield item
+            if ending:
+                return
     except Exception as error:
         broken.append(error)

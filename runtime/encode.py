@@ -3,7 +3,7 @@
 No graph runs here, so everything that can be wrong with an input is found before the expensive part.
 """
 
-import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ import numpy as np
 from runtime import prompt
 from runtime.errors import InputError, Qwen3VLError
 from runtime.image import PatchGrid, Visual, image_visual
-from runtime.inputs import Content, VideoSource, looks_like_media, place
+from runtime.inputs import Content, VideoSource, looks_like_media, place, require_text
 from runtime.manifest import TOKENIZER, TokenIds, VisionConfig
 from runtime.media import FetchLimits, ImageSource, content_name, load_image
 from runtime.notice import warn_caller
@@ -22,6 +22,7 @@ from runtime.tokens import SPECIAL_TOKENS, PromptTokenizer, SpecialTokens
 from runtime.video import VideoOptions, frames_visual, video_visual
 
 DEFAULT_LIMITS = FetchLimits()
+HIGHEST_FPS = sys.float_info.max  # an int may be higher, and then is no float
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,11 @@ class EncodeOptions:
             value = getattr(self, field.name)
             if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{field.name} is {value!r}, expected a positive whole number.")
-        if isinstance(self.fps, bool) or not isinstance(self.fps, int | float) or not 0 < self.fps < math.inf:
+        if isinstance(self.fps, bool) or not isinstance(self.fps, int | float) or not 0 < self.fps <= HIGHEST_FPS:
             raise InputError(f"fps is {self.fps!r}, expected a positive number.")
         if self.max_pixels < self.min_pixels:
             raise InputError(f"max_pixels {self.max_pixels} is below min_pixels {self.min_pixels}; swap or widen them.")
-        if not isinstance(self.default_instruction, str):
-            raise InputError(f"default_instruction is {self.default_instruction!r:.60}, expected a string.")
+        require_text(self.default_instruction, "default_instruction", "a string")
         if not isinstance(self.fetch, FetchLimits):
             raise InputError(f"fetch is {self.fetch!r:.60}, expected FetchLimits such as FetchLimits(timeout=5).")
         if self.special_tokens not in SPECIAL_TOKENS:

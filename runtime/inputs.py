@@ -4,6 +4,7 @@ Mirrors format_model_input / format_mm_content: text, image and video are each o
 given as `video` is one video of frames, any other list is several videos.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ ITEM_KEYS = (*CONTENT_KEYS, "instruction", "fps", "max_frames")
 REQUEST_KEYS = ("query", "documents", "instruction", "fps", "max_frames")
 # The reference's is_image_path decides by these whether a list of strings is a list of frames.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tiff", ".svg")
+LONGEST_NUMBER = 128  # bits of what a message shows digit by digit; Python itself refuses some thousands of digits
 
 Frames = tuple[ImageSource, ...]
 VideoSource = str | os.PathLike[str] | Frames
@@ -76,7 +78,7 @@ def parse_content(content: object, where: str) -> Content:
     """A dict with text, image, video. Raises InputError."""
     entries = _mapping(content, where, CONTENT_KEYS)
     return Content(
-        tuple(_text(text, name) for text, name in _placed(entries.get("text"), f"{where}: text")),
+        tuple(require_text(text, name) for text, name in _placed(entries.get("text"), f"{where}: text")),
         tuple(_image(image, name) for image, name in _placed(entries.get("image"), f"{where}: image")),
         _videos(entries.get("video"), f"{where}: video"),
     )
@@ -138,7 +140,8 @@ def _placed(value: object, where: str) -> list[tuple[Any, str]]:
     return [(entry, place(where, index, len(values))) for index, entry in enumerate(values)]
 
 
-def _text(value: object, where: str, expected: str = "a string or a list of strings") -> str:
+def require_text(value: object, where: str, expected: str = "a string or a list of strings") -> str:
+    """`value` as it is. Raises InputError unless it is a string that can be encoded."""
     if not isinstance(value, str):
         raise InputError(f"{where} is {_shown(value)}, expected {expected}.")
     if not value.isascii():
@@ -202,22 +205,33 @@ def _is_image_path(text: str) -> bool:
 
 def _instruction_pair(pair: tuple[object, ...]) -> tuple[str, str]:
     if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str):
-        return _text(pair[0], "query: instruction"), pair[1]
+        return require_text(pair[0], "query: instruction"), pair[1]
     raise InputError(f"query: text is {_shown(pair)}, expected a string or a pair (instruction, text).")
 
 
 def _optional_text(entries: Mapping[str, Any], key: str, where: str) -> str | None:
     value = entries.get(key)
-    return None if value is None else _text(value, f"{where}: {key}", "a string")
+    return None if value is None else require_text(value, f"{where}: {key}", "a string")
 
 
 def _optional_number(entries: Mapping[str, Any], key: str, where: str) -> float | None:
     value = entries.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < float("inf"):
+    number = _float(value)
+    if not 0 < number < math.inf:
         raise InputError(f"{where}: {key} is {_shown(value)}, expected a positive number.")
-    return float(value)
+    return number
+
+
+def _float(value: object) -> float:
+    """`value` as float; NaN for what is no number or does not fit."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _optional_count(entries: Mapping[str, Any], key: str, where: str) -> int | None:
@@ -231,6 +245,8 @@ def _optional_count(entries: Mapping[str, Any], key: str, where: str) -> int | N
 
 def _shown(value: object) -> str:
     """A value for a message: scalars and short strings as they are, the rest by kind."""
+    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+        return f"a whole number of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | float):
         return repr(value)
     if isinstance(value, str):

@@ -1,7 +1,8 @@
 """Ctrl-C while onnxruntime computes.
 
 Python looks for signals between two of its own steps, and a run of a graph is a single one that may take a minute. So
-the main thread, the only one that signals reach, leaves the run to a thread beside it and waits.
+the main thread, the only one that signals reach, leaves the run to a thread beside it and waits. Once the interpreter
+ends it no longer counts as alive, no thread starts any more, and what atexit calls runs in it.
 """
 
 import os
@@ -18,7 +19,8 @@ NOTICED_WITHIN = 0.1  # seconds
 
 def interruptible(run: Callable[[], T], stop: Callable[[], object]) -> T:
     """What `run` returns or raises; `stop` is called where an exception such as KeyboardInterrupt comes meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.main_thread()
+    if threading.current_thread() is not main or not main.is_alive():
         return run()
     try:
         future = _beside(os.getpid()).submit(run)

@@ -13,6 +13,7 @@ from runtime.errors import InputError, MissingExtraError
 from runtime.package import require_positive
 from runtime.reranker import Qwen3VLReranker
 from runtime.retrieval import QUERY_INSTRUCTION, best, embedded, opened
+from runtime.search.regime import Regime
 from runtime.shared import refuse_pickling
 
 try:
@@ -42,6 +43,7 @@ class Qwen3VLEmbedding(MultiModalEmbedding):
     text_instruction: str | None = Field(description="Instruction that goes with texts and pictures.")
     # LlamaIndex's caches know an embedding by its fields.
     fingerprint: str = Field(description="Identity of the package.")
+    options: dict[str, Any] = Field(description="Options of the embedder that decide a vector.")
     dimensions: int = Field(description="Numbers in a vector.")
     _embedder: Qwen3VLEmbedder = PrivateAttr()
 
@@ -62,6 +64,7 @@ class Qwen3VLEmbedding(MultiModalEmbedding):
             "query_instruction": query_instruction,
             "text_instruction": text_instruction,
             "fingerprint": model.package.manifest.fingerprint,
+            "options": Regime.of(model.package.manifest, model.package.encoder.options).options(),
             "dimensions": model.dimensions,
         }
         super().__init__(**fields)

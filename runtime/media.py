@@ -146,9 +146,20 @@ def _data_uri_bytes(source: str, name: str, limits: FetchLimits) -> bytes:
     header, comma, payload = source.partition(",")
     if not comma:
         raise MediaError(f"{name} has no comma; a data URI is data:[type][;base64],content.")
-    if len(payload) > 4 * limits.max_bytes:
-        raise MediaError(f"{name} is over the limit of {limits.max_bytes} bytes; raise FetchLimits.max_bytes.")
-    content = unquote_to_bytes(payload)
+    # Base64 that is escaped takes four characters a byte; what is longer is not decoded.
+    if len(payload) <= 4 * limits.max_bytes:
+        content = _data_uri_content(header, payload, name)
+        if len(content) <= limits.max_bytes:
+            return content
+    raise MediaError(f"{name} is over the limit of {limits.max_bytes} bytes; raise FetchLimits.max_bytes.")
+
+
+def _data_uri_content(header: str, payload: str, name: str) -> bytes:
+    try:
+        content = unquote_to_bytes(payload)
+    except UnicodeEncodeError as error:
+        place = len(header) + 1 + error.start
+        raise MediaError(f"{name} holds a lone surrogate at position {place}; encode the file again.") from None
     if not header.lower().endswith(";base64"):
         return content
     try:

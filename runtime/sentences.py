@@ -46,11 +46,16 @@ def encode_items(inputs: object, prompt: str | None) -> tuple[list[dict[str, obj
     Raises InputError for what is neither string, dict nor PIL image.
     """
     if not isinstance(inputs, list | tuple):
-        return [{"instruction": prompt, **_item(inputs, "inputs")}], True
-    return [{"instruction": prompt, **_item(value, f"inputs[{index}]")} for index, value in enumerate(inputs)], False
+        return [_item(inputs, prompt, "inputs")], True
+    return [_item(value, prompt, f"inputs[{index}]") for index, value in enumerate(inputs)], False
 
 
-def _item(value: object, where: str) -> dict[str, object]:
+def _item(value: object, prompt: str | None, where: str) -> dict[str, object]:
+    item = _content(value, where)
+    return {**item, "instruction": prompt} if item.get("instruction") is None else item
+
+
+def _content(value: object, where: str) -> dict[str, object]:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Image.Image):

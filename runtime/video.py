@@ -2,11 +2,11 @@
 Qwen3VLVideoProcessor do it when the two reference classes call them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+Given = TypeVar("Given")
 FRAME_FACTOR = 2  # frames are taken in pairs
 MIN_FRAMES = 4
 LIST_FPS = 2.0  # a list of frames carries no rate; the reference assumes this one
@@ -136,9 +137,7 @@ def video_visual(source: str | PathLike[str], options: VideoOptions, limits: Fet
             return _file_visual(path, options, patch)
         except (av.error.FFmpegError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, av.error.FFmpegError) else error
-            raise MediaError(
-                f"the video cannot be decoded ({reason}); replace the file or convert it to H.264 in MP4."
-            ) from error
+            raise _undecodable(reason) from error
 
 
 def frames_visual(
@@ -178,7 +177,7 @@ def _naming(name: str) -> Iterator[None]:
 def _file_visual(path: str, options: VideoOptions, patch: PatchGrid) -> Visual:
     with _opened(path) as (container, stream):
         # Container headers may lie or be silent about the number of frames; decord counts packets too.
-        total = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        total = sum(1 for packet in _checked(container.demux(stream)) if packet.size and not packet.is_discard)
         fps = float(stream.average_rate) if stream.average_rate else 0.0
     if not total or not fps:
         raise MediaError(f"the video has {total} frames at {fps:g} frames per second; convert it to H.264 in MP4.")
@@ -197,7 +196,7 @@ def _decoded(path: str, indices: list[int], options: VideoOptions, patch: PatchG
     slot, position = 0, -1
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
-        for position, frame in enumerate(container.decode(stream)):
+        for position, frame in enumerate(_checked(container.decode(stream))):
             if position < indices[slot]:
                 continue
             # Phones store portrait video lying down with a rotation beside it, counted counterclockwise.
@@ -207,6 +206,23 @@ def _decoded(path: str, indices: list[int], options: VideoOptions, patch: PatchG
             if slot == len(indices):
                 break
     return store, position + 1
+
+
+def _checked(values: Iterable[Given]) -> Iterator[Given]:
+    """What PyAV gives. Where damage adds a stream, PyAV looks for it in a list of those that it knew before."""
+    iterator = iter(values)
+    while True:
+        try:
+            value = next(iterator)
+        except StopIteration:
+            return
+        except IndexError as error:
+            raise _undecodable(error) from error
+        yield value
+
+
+def _undecodable(reason: object) -> MediaError:
+    return MediaError(f"the video cannot be decoded ({reason}); replace the file or convert it to H.264 in MP4.")
 
 
 @contextmanager

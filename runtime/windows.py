@@ -21,6 +21,7 @@ from runtime.vision import SeenVisuals, VisualFeatures
 
 # A window is sorted by length before it is packed: the larger, the less padding, and the more pictures in memory.
 WINDOW_CALLS, WINDOW_INPUTS = 8, 256
+NO_OUTPUTS = np.empty((0, 1), np.float32)  # for rows of any width, as there are none
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +56,12 @@ class Request:
             return tuple(self._seen.features(visuals))
 
     def pooled(
-        self, entries: Iterable[Entry], before: tuple[VisualFeatures, ...] = ()
+        self, entries: Iterable[Entry | None], before: tuple[VisualFeatures, ...] = ()
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """(indexes, outputs float32 [B, D] or [B]) of the entries that went together, one decoder call after the other.
 
-        `before`: features of visuals that stand in every prompt before those of its entry.
+        `before`: features of visuals that stand in every prompt before those of its entry. None is an input that
+        failed. While there are `errors`, each window ends with an empty group: no other may follow for a long time.
         """
         for window in windows(entries, WINDOW_CALLS * self._batch_tokens):
             prompts = [
@@ -68,6 +70,8 @@ class Request:
             ]
             window.clear()  # patches take more room than anything else and are not needed any more
             yield from self._outputs(prompts)
+            if self._errors:
+                yield [], NO_OUTPUTS
 
     def _with_features(self, entries: Sequence[Entry]) -> list[tuple[Entry, tuple[VisualFeatures, ...]]]:
         """The entries whose features can be had, with them."""
@@ -103,17 +107,25 @@ class Request:
                 yield [entry.index], outputs
 
 
-def windows(entries: Iterable[Entry], tokens: int) -> Iterator[list[Entry]]:
-    """Entries in order, as many together as have `tokens` tokens and no more than WINDOW_INPUTS; at least one."""
+def windows(entries: Iterable[Entry | None], tokens: int) -> Iterator[list[Entry]]:
+    """Entries in order, as many together as have `tokens` tokens and come from no more than WINDOW_INPUTS inputs.
+
+    None stands for an input that failed, which counts as one without tokens; a window may have no entry at all.
+    """
     window: list[Entry] = []
-    total = 0
+    total = count = 0
     for entry in entries:
-        if window and (total + len(entry) > tokens or len(window) == WINDOW_INPUTS):
+        if entry is not None:
+            if window and total + len(entry) > tokens:
+                yield window
+                window, total, count = [], 0, 0
+            window.append(entry)
+            total += len(entry)
+        count += 1
+        if count == WINDOW_INPUTS:
             yield window
-            window, total = [], 0
-        window.append(entry)
-        total += len(entry)
-    if window:
+            window, total, count = [], 0, 0
+    if count:
         yield window
 
 

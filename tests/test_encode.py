@@ -235,11 +235,22 @@ def test_fps_option(fps: Any) -> None:
     assert str(caught.value) == f"fps is {fps!r}, expected a positive number."
 
 
+def test_fps_is_no_more_than_a_float_can_hold() -> None:
+    with pytest.raises(InputError, match=r"^fps is 10+, expected a positive number\.$"):
+        replace(EMBEDDING, fps=10**400)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("special_tokens", "ignore", "special_tokens is 'ignore', expected one of allow, escape, refuse."),
         ("default_instruction", 5, "default_instruction is 5, expected a string."),
+        (
+            "default_instruction",
+            "a\ud800",
+            "default_instruction holds a lone surrogate at position 1, which is no "
+            "character; decode the text with the right encoding.",
+        ),
         ("max_pixels", 4095, "max_pixels 4095 is below min_pixels 4096; swap or widen them."),
         ("fetch", 5, "fetch is 5, expected FetchLimits such as FetchLimits(timeout=5)."),
     ],

@@ -98,6 +98,20 @@ def test_other_threads_run_by_themselves() -> None:
     assert ran == [thread]
 
 
+def test_an_exit_handler_can_run_too() -> None:
+    code = """
+import atexit
+from runtime.interrupt import interruptible
+show = lambda: print(interruptible(lambda: 7, lambda: None))
+atexit.register(show)
+show()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("7\n7\n", "")
+
+
 def test_a_forked_process_can_run_too() -> None:
     code = """
 import os

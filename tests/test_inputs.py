@@ -200,6 +200,19 @@ def test_refused_requests(inputs: Any, message: str) -> None:
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(("key", "expected"), [("fps", NUMBER), ("max_frames", COUNT)])
+def test_numbers_that_python_cannot_write_are_refused(key: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_item({key: -(10**5000)}, "in[3]")
+    assert str(caught.value) == f"in[3]: {key} is a whole number of 16610 bits, {expected}"
+
+
+@pytest.mark.parametrize("fps", [10**400, np.complex64(1), np.longdouble("1e4000")], ids=["int", "complex", "long"])
+def test_what_no_float_can_hold_is_no_rate(fps: Any) -> None:
+    with pytest.raises(InputError, match=r"^in\[3\]: fps is .*, expected a positive number\.$"):
+        parse_item({"fps": fps}, "in[3]")
+
+
 def test_a_long_string_is_shown_shortened() -> None:
     with pytest.raises(InputError) as caught:
         parse_item("x" * 10_000, "inputs[0]")

@@ -238,7 +238,21 @@ def test_caches_tell_embeddings_apart(package: Packages, embedder: Qwen3VLEmbedd
         Qwen3VLEmbedding(embedder, query_instruction="Find it.").to_dict(),
         Qwen3VLEmbedding(Qwen3VLEmbedder(package(TINY_2B, "embedding"), dimensions=16)).to_dict(),
     ]
-    assert all(other != same[0] for other in others)
+    for option in (
+        {"default_instruction": "Describe it."},
+        {"max_length": 4000},
+        {"min_pixels": 8192},
+        {"max_pixels": 65536},
+        {"total_pixels": 65536},
+        {"fps": 2},
+        {"max_frames": 8},
+        {"special_tokens": "escape"},
+        {"strict_video_budget": True},
+        {"exact_resize": True},
+    ):
+        others.append(Qwen3VLEmbedding(Qwen3VLEmbedder(package(TINY_2B, "embedding"), **option)).to_dict())
+    assert all(other not in others[:index] for index, other in enumerate([*others, same[0]]))
+    assert same[0]["options"]["max_length"] == 8192
     assert same[0]["fingerprint"] == embedder.package.manifest.fingerprint
     assert same[0]["class_name"] == "Qwen3VLEmbedding"
 
@@ -248,6 +262,7 @@ def test_they_can_be_copied_and_written_down(
 ) -> None:
     embedding, rerank = Qwen3VLEmbedding(embedder), Qwen3VLRerank(reranker, top_n=1)
     assert json.loads(embedding.to_json())["query_instruction"] == ASKED["instruction"]
+    assert embedding.model_copy(deep=True).to_dict() == embedding.to_dict()
     assert json.loads(rerank.to_json()) == {
         **{"model": "tiny", "top_n": 1, "instruction": None, "class_name": "Qwen3VLRerank"},
     }

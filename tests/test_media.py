@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import struct
 import time
 import zlib
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from file_server import served
 from PIL import Image
+from refusals import refusal
 
 from runtime.download import FetchLimits
 from runtime.errors import InputError, MediaError
@@ -138,9 +140,29 @@ def test_bad_sources_are_named() -> None:
     assert "has no comma" in failure("data:image/png;base64")
     assert "not valid base64" in failure("data:image/png;base64,a$b")
     assert "zero bytes" in failure("data:image/png;base64,")
+    for uri in ("data:image/png;base64,AA\ud800", "data:image/png,AA\ud800"):
+        assert failure(uri).endswith(f" holds a lone surrogate at position {len(uri) - 1}; encode the file again.")
     assert failure(3).startswith("int is not a picture")
     assert "cannot be read" in failure("nul\0byte.png")
     assert "no pixels" in failure(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "data:image/png;base64," + base64.b64encode(encoded()).decode(),
+        "data:image/png;base64," + base64.encodebytes(encoded()).decode(),
+        "data:image/png;base64," + quote_from_bytes(base64.b64encode(encoded()), safe=""),
+        "data:image/png," + quote_from_bytes(encoded()),
+    ],
+    ids=["base64", "wrapped", "escaped", "percent"],
+)
+def test_the_content_of_a_data_uri_is_what_is_limited(source: str) -> None:
+    limit = len(encoded())
+    assert np.array_equal(np.asarray(load_image(source, FetchLimits(max_bytes=limit))), PIXELS)
+    for smaller in (limit - 1, limit // 2, 1):
+        message = failure(source, FetchLimits(max_bytes=smaller))
+        assert message.endswith(f"is over the limit of {smaller} bytes; raise FetchLimits.max_bytes.")
 
 
 def test_a_long_data_uri_is_cut_in_messages() -> None:
@@ -228,3 +250,10 @@ def test_local_file_downloads_and_cleans_up(address: str) -> None:
 def test_limits_must_be_positive(name: str) -> None:
     with pytest.raises(InputError, match=f"FetchLimits.{name} is 0"):
         FetchLimits(**{name: 0})
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e12, 10**400, 86401])
+def test_a_wait_is_no_longer_than_sockets_can_wait(seconds: float, address: str) -> None:
+    message = refusal(lambda: FetchLimits(timeout=seconds))
+    assert message == "FetchLimits.timeout is over the limit of 86400 seconds, a day; give fewer."
+    load_image(f"{address}/ok.png", FetchLimits(timeout=86400))

@@ -45,6 +45,9 @@ def test_the_prompt_is_the_instruction(embedder: Qwen3VLEmbedder) -> None:
     expected = embedder.process([{"text": "words", "instruction": asked}, own])
     assert np.array_equal(embedder.encode(["words", own], prompt=asked), expected)
     assert np.abs(embedder.encode("words") - expected[0]).max() > 1e-3
+    none = {"text": "words", "instruction": None}
+    assert np.array_equal(embedder.encode([none, none], prompt=asked), expected[[0, 0]])
+    assert np.array_equal(embedder.encode(none, prompt=asked), expected[0])
 
 
 def test_length_and_dimensions(embedder: Qwen3VLEmbedder) -> None:

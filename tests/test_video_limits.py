@@ -20,6 +20,7 @@ from runtime.image import PatchGrid
 from runtime.video import VideoOptions, frames_visual, sample_indices, video_visual
 
 LIMITS, PATCH = FetchLimits(), PatchGrid()
+TS_PACKET = 188  # bytes of an MPEG transport stream
 OPTIONS = VideoOptions(fps=1.0, max_frames=8, total_pixels=7_864_320, strict_budget=False, exact_resize=False)
 
 
@@ -63,6 +64,24 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     assert failure(half).startswith(f"{half}: the video cannot be decoded")
     assert failure("ftp://host/clip.mp4").startswith("ftp://host/clip.mp4 has the unknown scheme 'ftp'")
     assert failure(b"bytes").startswith("bytes (5 of them) is not a video")
+
+
+def test_a_stream_that_damage_adds_is_no_index_error(tmp_path: Path) -> None:
+    """PyAV looks for it past the end of its list, in which the streams of the file's beginning are."""
+    path = write_video(tmp_path / "clip.ts", (64, 64), 30)
+    content = bytearray(path.read_bytes())
+    starts = [at for at in range(0, len(content), TS_PACKET) if content[at + 1 : at + 3] == b"\x41\x00"]
+    content[starts[-1] + 1] = 0x59  # the packet in which the last frame begins names a stream that nobody declared
+    path.write_bytes(content)
+    message = failure(path)
+    assert message.startswith(f"{path}: the video cannot be decoded (list index out of range); replace the file or")
+
+
+def test_our_own_index_errors_are_not_blamed_on_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "clip.mp4", (64, 64), 4)
+    monkeypatch.setattr(runtime.video._Frames, "put", lambda *given: [][1])
+    with pytest.raises(IndexError):
+        video_visual(path, OPTIONS, LIMITS, PATCH)
 
 
 def test_files_without_enough_frames_are_named(tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ def test_windows_are_bounded_in_tokens_and_inputs() -> None:
     assert list(windows(iter(()), 8192)) == []
 
 
+def test_inputs_that_failed_count_in_a_window() -> None:
+    entries = (None if index % 100 else entry(index, 1) for index in range(WINDOW_INPUTS * 2 + 1))
+    found = [[each.index for each in window] for window in windows(entries, 8192)]
+    assert found == [[0, 100, 200], [300, 400, 500], []]
+
+
 def test_a_stream_gives_the_rows_in_order(embedder: Qwen3VLEmbedder) -> None:
     items = [*TEXTS, {"image": picture(1)}, {}, *TEXTS[:5]]
     expected = embedder.process(items)
@@ -72,6 +78,57 @@ def test_a_stream_reads_no_further_ahead_than_a_window(embedder: Qwen3VLEmbedder
     for number in range(40):
         next(stream)
         assert read <= number + 2 + 2 * WINDOW_CALLS * 128 // 100
+
+
+class Bad:
+    """An input, then `bad` ones, more than a window may hold."""
+
+    def __init__(self, bad: dict[str, Any]):
+        self.bad, self.read = bad, 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for self.read in range(1, 4 * WINDOW_INPUTS):
+            yield {"text": "ok"} if self.read == 1 else self.bad
+
+
+def test_the_first_bad_input_ends_the_reading(embedder: Qwen3VLEmbedder) -> None:
+    inputs = Bad({"image": "missing.png"})
+    stream = embedder.stream(inputs)
+    assert np.abs(next(stream) - embedder.process([{"text": "ok"}])[0]).max() <= CLOSE
+    with pytest.raises(InputError, match=r"^inputs\[1\]: image: missing.png does not exist"):
+        next(stream)
+    assert inputs.read == 2
+
+
+def test_bad_inputs_without_end_are_skipped_one_after_the_other(embedder: Qwen3VLEmbedder) -> None:
+    inputs = Bad({"image": "missing.png"})
+    skipped: list[Skipped] = []
+    stream = embedder.stream(inputs, on_error="skip", skipped=skipped)
+    for number in range(2 * WINDOW_INPUTS + 10):
+        assert np.isnan(next(stream)).all() == (number > 0)
+        assert len(skipped) == number
+        assert inputs.read <= number + WINDOW_INPUTS
+
+
+def test_inputs_that_cannot_be_computed_are_let_go(embedder: Qwen3VLEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(visuals: Sequence[Visual]) -> list[VisualFeatures]:
+        if visuals:
+            raise MemoryError
+        return []
+
+    monkeypatch.setattr(embedder.package.model.vision, "features", refused)
+    inputs = Bad({"image": picture(1)})
+    stream = embedder.stream(inputs, on_error="skip", skipped=[])
+    with pytest.warns(UserWarning, match="not enough memory for"):
+        rows = [next(stream) for _ in range(99)]
+    assert [bool(np.isnan(row).any()) for row in rows] == [False] + [True] * 98
+    assert inputs.read <= WINDOW_INPUTS
+
+
+def test_every_skipped_row_is_its_own(embedder: Qwen3VLEmbedder) -> None:
+    first, second = embedder.stream([3, 3], on_error="skip", skipped=[])
+    first[:] = 0
+    assert np.isnan(second).all()
 
 
 def test_an_error_in_a_stream_waits_for_its_turn(embedder: Qwen3VLEmbedder) -> None:
