@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 from export.config import ModelConfig, read_config
 from export.heads import EmbeddingHead, Head, YesNoHead
 from export.tokenizer import TokenizerFacts, decide_task, read_tokenizer
+from runtime.encode import EncodeOptions, Encoder, make_encoder
 from runtime.errors import CheckpointError
 from runtime.manifest import Defaults, Task
 
@@ -48,6 +50,12 @@ class Blueprint:
         if self.task == "embedding":
             return EmbeddingHead(self.config.text.hidden_size)
         return YesNoHead(self.config.text, self.tokenizer.yes, self.tokenizer.no, self.config.tie_word_embeddings)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """That of the package; reading the tokenizer takes a second."""
+        options = EncodeOptions(**asdict(self.defaults))
+        return make_encoder(self.folder, self.config.vision, self.tokenizer.tokens, options)
 
 
 def read_blueprint(folder: Path, task: Task | None, say: Callable[[str], object]) -> Blueprint:

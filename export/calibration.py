@@ -1,17 +1,16 @@
 """Calibration: samples through the float model, layer by layer, into the plan of a quantised package.
 
 What float32 gives for each sample is kept, so that the loss of the written package can be measured on the spot, with
-one layer in memory again.
+one layer in memory again. The golden inputs go along in both runs: reading the weights takes longer than they do.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from export.blueprint import Blueprint
-from export.checkpoint import Checkpoint
 from export.layer_graphs import LayerGraphs
 from export.layerwise import Layerwise, Sample
 from quant.agreement import Agreement, embedding_agreement, score_agreement
@@ -19,7 +18,6 @@ from quant.losses import LayerLoss, layer_losses
 from quant.prompts import sample_prompt
 from quant.samples import builtin_items, items_from
 from quant.statistics import InputStatistics
-from runtime.encode import EncodeOptions, Encoder, make_encoder
 from runtime.errors import NotFiniteError
 from runtime.manifest import CalibrationRecord
 
@@ -34,11 +32,12 @@ class Results:
     """What a model gives for the samples.
 
     `pooled`: float32 [N, D] final-norm states of an embedding model, logits [N] of a reranker. `hidden`: the last row
-    after every layer, as `Layerwise.hidden`.
+    after every layer, as `Layerwise.hidden`. `golden`: as `pooled`, of the golden inputs.
     """
 
     pooled: np.ndarray
     hidden: dict[str, list[np.ndarray]]
+    golden: np.ndarray
 
     @property
     def is_too_few(self) -> bool:
@@ -69,8 +68,7 @@ def load_samples(blueprint: Blueprint, source: str) -> tuple[Sample, ...]:
     """The built-in samples, or those of the folder `source`, through the task's own prompts. Raises InputError."""
     builtin = ((f"sample {number}", item) for number, item in enumerate(builtin_items()))
     items = builtin if source == BUILTIN else items_from(Path(source))
-    encoder = blueprint_encoder(blueprint)
-    prompts = [sample_prompt(encoder, blueprint.task, item, where) for where, item in items]
+    prompts = [sample_prompt(blueprint.encoder, blueprint.task, item, where) for where, item in items]
     text = sum(int((~prompt.sequence.is_visual).sum()) for prompt in prompts)
     visual = sum(int(prompt.sequence.is_visual.sum()) for prompt in prompts)
     return tuple(
@@ -79,22 +77,20 @@ def load_samples(blueprint: Blueprint, source: str) -> tuple[Sample, ...]:
     )
 
 
-def blueprint_encoder(blueprint: Blueprint) -> Encoder:
-    """The encoder that the package will have."""
-    options = EncodeOptions(**asdict(blueprint.defaults))
-    return make_encoder(blueprint.folder, blueprint.config.vision, blueprint.tokenizer.tokens, options)
-
-
 def calibrate(
-    blueprint: Blueprint, checkpoint: Checkpoint, source: str, scratch: Path, advance: Callable[[int], object]
+    blueprint: Blueprint,
+    float32: LayerGraphs,
+    source: str,
+    golden: Sequence[Sample],
+    advance: Callable[[int], object],
 ) -> Calibration:
-    """Run the samples of `source` (BUILTIN or a folder); `advance(1)` is called after each of `layerwise.num_steps`.
+    """Run the samples of `source` (BUILTIN or a folder) and the golden inputs through the float model.
 
-    `scratch` holds one layer's float32 weights at a time.
+    `advance(1)` is called after each of `layerwise.num_steps`.
     """
     samples = load_samples(blueprint, source)
-    layerwise = Layerwise(LayerGraphs(checkpoint, blueprint.config, scratch), advance)
-    results = _results(blueprint, layerwise, samples)
+    layerwise = Layerwise(float32, advance)
+    results = _results(blueprint, layerwise, [*samples, *golden])
     tokens = sum(len(sample.token_weight) for sample in samples)
     visual = sum(int(sample.sequence.is_visual.sum()) for sample in samples)
     record = CalibrationRecord(source if source == BUILTIN else Path(source).name, len(samples), tokens, visual)
@@ -102,10 +98,10 @@ def calibrate(
 
 
 def measure(
-    blueprint: Blueprint, package: LayerGraphs, samples: Sequence[Sample], advance: Callable[[int], object]
+    blueprint: Blueprint, graphs: LayerGraphs, samples: Sequence[Sample], advance: Callable[[int], object]
 ) -> Results:
-    """What a written package gives for the samples; `advance` as in `calibrate`."""
-    return _results(blueprint, Layerwise(package, advance), samples)
+    """What a model gives for samples and golden inputs; `advance` as in `calibrate`."""
+    return _results(blueprint, Layerwise(graphs, advance), samples)
 
 
 def _results(blueprint: Blueprint, layerwise: Layerwise, samples: Sequence[Sample]) -> Results:
@@ -114,7 +110,8 @@ def _results(blueprint: Blueprint, layerwise: Layerwise, samples: Sequence[Sampl
         raise NotFiniteError(
             f"{blueprint.folder} gives NaN or infinity for a sample; check its weights against the published ones."
         )
-    return Results(blueprint.head.apply(layerwise.graphs.checkpoint, states), layerwise.hidden)
+    pooled, measured = blueprint.head.apply(layerwise.graphs.checkpoint, states), [each.measured for each in samples]
+    return Results(pooled[measured], layerwise.hidden, pooled[np.logical_not(measured)])
 
 
 def _token_weight(is_visual: np.ndarray, text: int, visual: int) -> np.ndarray:

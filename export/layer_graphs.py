@@ -37,14 +37,15 @@ class Step:
         self.taps = taps
         self._session: ort.InferenceSession | None = session
 
-    def run(self, feeds: Feeds, statistics: Accumulator, weight: float) -> Feeds:
-        """Run once; `weight` is the sum of the tokens' weights. Outputs by name, statistics added."""
+    def run(self, feeds: Feeds, statistics: Accumulator | None = None, weight: float = 0) -> Feeds:
+        """Run once → outputs by name; `statistics` are added to, `weight` is the sum of the tokens' weights."""
         assert self._session is not None, "the layer is closed"
         names = [each.name for each in self._session.get_outputs() if not each.name.startswith("present_")]
         outputs = dict(zip(names, self._session.run(names, feeds), strict=True))
-        for number, tap in enumerate(self.taps):
-            for name in tap.names:
-                statistics.add(name, outputs[f"squares:{number}"], outputs[f"largest:{number}"], weight)
+        if statistics is not None:
+            for number, tap in enumerate(self.taps):
+                for name in tap.names:
+                    statistics.add(name, outputs[f"squares:{number}"], outputs[f"largest:{number}"], weight)
         return outputs
 
     def close(self) -> None:
@@ -80,7 +81,7 @@ class LayerGraphs:
             parts.graph.output("next", found, "float32", ["N", text.hidden_size])
 
         with self._open(DECODER, build) as step:
-            return step.run({"ids": ids}, Accumulator(), 0)["next"]
+            return step.run({"ids": ids})["next"]
 
     @contextmanager
     def patch_embedding(self) -> Iterator[Step]:

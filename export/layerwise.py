@@ -20,11 +20,15 @@ from runtime.vision import VisualFeatures
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One prompt: token sequence, its visuals, and how much each token counts in the statistics, float32 [S]."""
+    """One prompt: token sequence, its visuals, and how much each token counts in the statistics, float32 [S].
+
+    One that is not `measured` gives its result and nothing else.
+    """
 
     sequence: TokenSequence
     visuals: tuple[Visual, ...]
     token_weight: np.ndarray
+    measured: bool = True
 
 
 def num_steps(config: ModelConfig) -> int:
@@ -37,8 +41,8 @@ class Layerwise:
     """A model to run once; `advance(1)` is called a step.
 
     `statistics` are those of what goes into the float matrices. `hidden` collects what the package calls
-    `layers.3:hidden`, `blocks.3:hidden` of the last token of every sample and the last patch of every visual,
-    float32 [1, D] each.
+    `layers.3:hidden`, `blocks.3:hidden` of the last token of every measured sample and the last patch of each of its
+    visuals, float32 [1, D] each.
     """
 
     graphs: LayerGraphs
@@ -49,7 +53,7 @@ class Layerwise:
     def run(self, samples: Sequence[Sample]) -> np.ndarray:
         """Every sample through the whole model → final-norm state of its last token, float32 [N, D]."""
         text = self.graphs.config.text
-        features = self._vision([visual for sample in samples for visual in sample.visuals])
+        features = self._vision([(visual, sample.measured) for sample in samples for visual in sample.visuals])
         states = self._token_states(samples, features)
         levels: list[np.ndarray] = []
         rotaries: list[Rotary] = []
@@ -62,46 +66,53 @@ class Layerwise:
             with self.graphs.decoder_layer(index) as step:
                 for position, sample in enumerate(samples):
                     feeds = self._decoder_feeds(index, states[position], rotaries[position], sample.token_weight)
-                    state = step.run(feeds, self.statistics, float(sample.token_weight.sum()))["next"]
+                    statistics = self.statistics if sample.measured else None
+                    state = step.run(feeds, statistics, float(sample.token_weight.sum()))["next"]
                     state = state[:, : len(sample.token_weight)]
                     if index < len(levels[position]):
                         state[0, sample.sequence.is_visual] += levels[position][index]
                     states[position] = state
-                    self._keep_last(f"layers.{index}:hidden", state)
+                    if sample.measured:
+                        self._keep_last(f"layers.{index}:hidden", state)
             self.advance(1)
         return self._final_norm(np.concatenate([state[:, -1] for state in states]))
 
-    def _vision(self, visuals: Sequence[Visual]) -> list[VisualFeatures]:
-        """The features of every visual; mirrors vision.onnx one block at a time."""
+    def _vision(self, seen: Sequence[tuple[Visual, bool]]) -> list[VisualFeatures]:
+        """The features of every visual, which may be measured; mirrors vision.onnx one block at a time."""
         config = self.graphs.config.vision
-        if not visuals:
+        if not seen:
             self.advance(config.depth + 2)
             return []
+        visuals, measured = zip(*seen, strict=True)
         side, head_dim = int(config.num_position_embeddings**0.5), config.hidden_size // config.num_heads
         places = [patch_positions(each.grid[1:], config.spatial_merge_size, head_dim, side) for each in visuals]
         states: list[np.ndarray] = []
         levels: list[list[np.ndarray]] = [[] for _ in visuals]
         with self.graphs.patch_embedding() as step:
-            for visual, place in zip(visuals, places, strict=True):
+            for visual, place, counts in zip(visuals, places, measured, strict=True):
                 feeds = {"patches": visual.patches, "position_index": place.index, "position_weight": place.weight}
-                states.append(self._run(step, feeds, visual.patches)["next"])
+                states.append(self._run(step, feeds, visual.patches, counts)["next"])
         self.advance(1)
         for index in range(config.depth):
             with self.graphs.vision_block(index) as step:
-                for position, place in enumerate(places):
-                    outputs = self._run(step, _vision_feeds(states[position], place), states[position])
+                for position, (place, counts) in enumerate(zip(places, measured, strict=True)):
+                    outputs = self._run(step, _vision_feeds(states[position], place), states[position], counts)
                     states[position] = outputs["next"]
-                    self._keep_last(f"blocks.{index}:hidden", outputs["next"])
+                    if counts:
+                        self._keep_last(f"blocks.{index}:hidden", outputs["next"])
                     levels[position] += [outputs["deepstack"]] if "deepstack" in outputs else []
             self.advance(1)
         with self.graphs.merger() as step:
-            tokens = [self._run(step, {"hidden": state}, state)["next"] for state in states]
+            tokens = [
+                self._run(step, {"hidden": state}, state, counts)["next"]
+                for state, counts in zip(states, measured, strict=True)
+            ]
         self.advance(1)
         return [VisualFeatures(each, np.stack(level)) for each, level in zip(tokens, levels, strict=True)]
 
-    def _run(self, step: Step, feeds: Feeds, patches: np.ndarray) -> Feeds:
-        """One visual, each of its patches [F, P, ...] with a weight of 1."""
-        return step.run(feeds, self.statistics, patches.shape[0] * patches.shape[1])
+    def _run(self, step: Step, feeds: Feeds, patches: np.ndarray, measured: bool) -> Feeds:
+        """One visual; where it is measured each of its patches [F, P, ...] has a weight of 1."""
+        return step.run(feeds, self.statistics if measured else None, patches.shape[0] * patches.shape[1])
 
     def _keep_last(self, name: str, state: np.ndarray) -> None:
         self.hidden.setdefault(name, []).append(state[-1, -1:].copy())

@@ -12,7 +12,7 @@ from export.checkpoint import Checkpoint
 from export.decoder import build_decoder
 from export.folder import partial_folder, put_in_place, require_free_output
 from export.folds import make_plan
-from export.golden import make_golden
+from export.golden import golden_samples, make_golden
 from export.graph import Graph
 from export.layer_graphs import LayerGraphs
 from export.layerwise import num_steps
@@ -93,10 +93,14 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
         total = sum(graph.data_bytes for graph in graphs)
         with partial_folder(output, total) as partial:
             require_free_output(output, options.force)  # a package may have been taken back
-            calibration = None
+            golden = golden_samples(blueprint) if options.golden != NONE else ()
+            float32 = LayerGraphs(checkpoint, blueprint.config, partial)
+            layers = num_steps(blueprint.config)
+            calibration, exact = None, None
             if calibrated:
-                reporter.start(num_steps(blueprint.config), "calibration", "layer")
-                calibration = calibrate(blueprint, checkpoint, options.calibrate, partial, reporter.advance)
+                reporter.start(layers, "calibration", "layer")
+                calibration = calibrate(blueprint, float32, options.calibrate, golden, reporter.advance)
+                exact = calibration.results
                 if options.min_cosine is not None and calibration.results.is_too_few:
                     raise InputError(
                         f"--min-cosine compares a reranker's logits over all samples, and {options.calibrate} has "
@@ -105,6 +109,9 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
                 reporter.say("choosing scales")
                 plan = make_plan(plan, checkpoint, blueprint.config, calibration.statistics)
                 graphs, matrices = build_graphs(checkpoint, blueprint, plan)
+            elif golden and options.precision != FLOAT:
+                reporter.start(layers, "golden inputs in float32", "layer")
+                exact = measure(blueprint, float32, golden, reporter.advance)
             reporter.start(sum(graph.data_bytes for graph in graphs), "weights", "B")
             for graph in graphs:
                 graph.write(partial, reporter.advance)
@@ -134,16 +141,19 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
             )
             written = {graph.name: graph for graph in graphs}
             package = LayerGraphs(checkpoint, blueprint.config, partial, plan.in_float32(), written)
-            if calibration:
-                reporter.start(num_steps(blueprint.config), "measuring the loss", "layer")
-                found = measure(blueprint, package, calibration.samples, reporter.advance)
+            here = options.target == "cpu"
+            found = None
+            if calibration or (golden and here):
+                samples = calibration.samples if calibration else ()
+                reporter.start(layers, "measuring the loss" if calibration else "golden inputs", "layer")
+                found = measure(blueprint, package, [*samples, *golden], reporter.advance)
+            if calibration and found:
                 manifest = replace(manifest, loss=_loss(calibration, found, options, reporter.say))
-            if options.golden != NONE:
-                exact = None if options.precision == FLOAT else LayerGraphs(checkpoint, blueprint.config, partial)
-                own = package if options.target == "cpu" else None
-                passes = sum(graphs is not None for graphs in (exact, own))
-                reporter.start(passes * num_steps(blueprint.config), "golden inputs", "layer")
-                make_golden(blueprint, exact, own, reporter.advance).write(partial)
+            if golden:
+                expected = exact or found
+                assert expected is not None, "a golden output is that of float32, of the package or of both"
+                own = found.golden if found and here else None
+                make_golden(blueprint.task, expected.golden, own).write(partial)
                 files = (*manifest.files, describe_file(partial / GOLDEN))
                 manifest = replace(manifest, files=files, golden=options.golden)
             manifest = manifest.sealed()

@@ -16,6 +16,7 @@ from export.blueprint import Blueprint, read_blueprint
 from export.calibration import BUILTIN, Calibration, calibrate
 from export.checkpoint import Checkpoint
 from export.folds import Place, make_plan, places
+from export.layer_graphs import LayerGraphs
 from export.package import build_graphs
 from quant.fold import Fold
 from quant.selection import Plan
@@ -85,7 +86,9 @@ def case(
     blueprint = read_blueprint(folder, task, lambda text: None)
     with Checkpoint(folder) as weights:
         scratch = tmp_path_factory.mktemp("scratch")
-        calibration = calibrate(blueprint, weights, BUILTIN, scratch, lambda count: None)
+        calibration = calibrate(
+            blueprint, LayerGraphs(weights, blueprint.config, scratch), BUILTIN, (), lambda count: None
+        )
     case = Case(package(shape, task), folder, blueprint, calibration, {})
     for part in (VISION, TEXT):
         case.expected.update(case.run(case.package, part, case.expected))

@@ -68,6 +68,29 @@ def test_both_results_are_kept(package: Packages) -> None:
     assert np.abs(found - exact.float32).max() < 1e-5
 
 
+def test_they_go_along_and_leave_no_trace(package: Packages, checkpoint: Packages, tmp_path: Path) -> None:
+    """Pictures among them neither, where calibration sees none: the other bytes and the loss are those without."""
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "a.txt").write_text("a cat")
+    options = replace(PLAIN, precision="int8", calibrate=str(tmp_path / "samples"))
+    found, none = (
+        export_package(checkpoint(TINY_2B, "embedding"), tmp_path / golden, replace(options, golden=golden))
+        for golden in ("builtin", "none")
+    )
+    assert found.calibration == none.calibration and found.loss == none.loss and found.matrices == none.matrices
+    assert [file for file in found.files if file.name != GOLDEN] == list(none.files)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_without_calibration_they_are_run_alone(checkpoint: Packages, tmp_path: Path, precision: str) -> None:
+    options = replace(PLAIN, precision=precision, calibrate="none", golden="builtin")
+    manifest = export_package(checkpoint(TINY_2B, "embedding"), tmp_path / "package", options)
+    golden = Golden.read(tmp_path / "package", manifest)
+    found = Qwen3VLEmbedder(tmp_path / "package").process(list(golden.inputs))
+    assert golden.package is not None and np.abs(found - golden.package).max() < 1e-5
+    assert 0.3 < (golden.float32 * golden.package).sum(axis=1).min() < 0.99999
+
+
 def test_wrong_weights_fail(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights that someone changed and described anew: only the results tell."""
     manifest = Manifest.read(copy)

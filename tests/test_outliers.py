@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from export.blueprint import read_blueprint
 from export.calibration import calibrate
 from export.checkpoint import Checkpoint
+from export.layer_graphs import LayerGraphs
 from export.package import ExportOptions, build_graphs, export_package
 from quant.agreement import Agreement, embedding_agreement, score_agreement
 from quant.per_token import PerToken
@@ -185,7 +186,8 @@ def test_a_massive_activation_gets_blocks_and_others_stay_per_token(
     with Checkpoint(folder) as weights:
         scratch = tmp_path / "scratch"
         scratch.mkdir()
-        statistics = calibrate(blueprint, weights, str(samples), scratch, lambda count: None).statistics
+        graphs = LayerGraphs(weights, blueprint.config, scratch)
+        statistics = calibrate(blueprint, graphs, str(samples), (), lambda count: None).statistics
     ratios = {
         name: float(each.largest.max() / np.sqrt(each.mean_square.mean()))
         for name, each in statistics.items()
