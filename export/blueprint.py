@@ -8,6 +8,7 @@ from pathlib import Path
 
 from export.config import ModelConfig, read_config
 from export.heads import EmbeddingHead, Head, YesNoHead
+from export.settings import require_known_settings
 from export.tokenizer import TokenizerFacts, decide_task, read_tokenizer
 from runtime.encode import EncodeOptions, Encoder, make_encoder
 from runtime.errors import CheckpointError
@@ -66,6 +67,7 @@ def read_blueprint(folder: Path, task: Task | None, say: Callable[[str], object]
         decision = decide_task(folder, tokenizer)
         say(f"task: {decision.task} ({decision.reason})")
         task = decision.task
+    require_known_settings(folder, task, config.vision, (tokenizer.yes, tokenizer.no), say)
     return Blueprint(folder, config, tokenizer, task, read_defaults(folder, task))
 
 

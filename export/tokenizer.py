@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from export.config import ModelConfig
+from export.settings import POOLING, SCORE_HEADS, read_modules
 from runtime.errors import CheckpointError
 from runtime.manifest import Task, TokenIds
 
 PAD = "<|endoftext|>"
 YES, NO = "yes", "no"
-POOLING = "Pooling"
-SCORE_HEADS = ("LogitScore", "CausalScoreHead")  # both names are published
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,11 @@ def decide_task(folder: Path, tokenizer: TokenizerFacts) -> TaskDecision:
 
     Raises CheckpointError where the two disagree.
     """
-    modules = _module_types(folder)
+    kinds = [module.kind for module in read_modules(folder)]
     by_modules: Task | None = None
-    if any(head in kind for kind in modules for head in SCORE_HEADS):
+    if any(kind in SCORE_HEADS for kind in kinds):
         by_modules = "reranker"
-    elif any(POOLING in kind for kind in modules):
+    elif POOLING in kinds:
         by_modules = "embedding"
     by_tokenizer: Task = "embedding" if tokenizer.appends_pad else "reranker"
     if by_modules not in (None, by_tokenizer):
@@ -84,16 +83,6 @@ def decide_task(folder: Path, tokenizer: TokenizerFacts) -> TaskDecision:
     does = "appends" if tokenizer.appends_pad else "does not append"
     also = f", modules.json says {by_modules}" if by_modules else ""
     return TaskDecision(by_tokenizer, f"tokenizer.json {does} {PAD}{also}")
-
-
-def _module_types(folder: Path) -> list[str]:
-    path = folder / "modules.json"
-    if not path.exists():
-        return []
-    try:
-        return [str(module["type"]) for module in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error!r}); download it again or remove it.") from error
 
 
 def _appends(post_processor: Any, token: str) -> bool:

@@ -24,6 +24,7 @@ import numpy as np
 from quant.blockwise import PIECE_ELEMENTS, SHRINKS
 from quant.per_token import LARGEST, ZERO_POINT, Codes, integer_product, row_scales, token_products
 from quant.schemes import GraphBuilder, Linear, Matrix, Value
+from runtime.errors import CheckpointError
 from runtime.session import default_threads
 
 TOP = 15  # the largest code
@@ -92,7 +93,9 @@ class TwoLevel:
         """Codes [..., K] → [..., N], both halves of the outputs one after the other."""
         size, width = matrix.shape
         if size % 2:
-            raise ValueError(f"{matrix.name} has {size} outputs, {self.name} stores two in a byte; choose int8.")
+            raise CheckpointError(
+                f"{matrix.name} has {size} outputs, and {self.name} stores two in a byte; add --portable or use --int8."
+            )
         stored = _Stored(self, matrix)
         both = graph.weight(matrix.name, "int8", stored.shape(width), stored.codes)
         # QLinearAdd reads what lies in no cache twice slower than Add does.

@@ -55,13 +55,12 @@ class Golden:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             size = manifest.text.hidden_size if manifest.task == "embedding" else None
-            own = content["package"]
-            return cls(
-                content["instructions"],
-                tuple(content["inputs"]),
-                _unpacked(content["float32"], size),
-                None if own is None else _unpacked(own, size),
-            )
+            own, inputs = content["package"], tuple(content["inputs"])
+            float32 = _unpacked(content["float32"], size)
+            package = None if own is None else _unpacked(own, size)
+            if not inputs or any(len(each) != len(inputs) for each in (float32, package) if each is not None):
+                raise ValueError(f"{len(inputs)} inputs and {len(float32)} results")
+            return cls(content["instructions"], inputs, float32, package)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PackageError(f"{path} cannot be read ({error}); export the package again.") from error
 

@@ -48,6 +48,7 @@ DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
 }
 # The products whose results are added to the hidden state.
 RESIDUAL = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", ".mlp.linear_fc2.weight")
+PUBLISHED_ANSWERS = 9693, 2152  # "yes" and "no" of the published tokenizer
 BLOCK_BYTES = 64 << 20  # the most float32 held at once
 
 
@@ -150,8 +151,11 @@ def _write_safetensors(path: Path, tensors: dict[str, Dims], dtype: str, randomn
                 file.write(block.astype(numpy_dtype).tobytes())
 
 
-def companion_files(shape: Shape, task: Task) -> dict[str, Any]:
-    """By file name: the processor's settings, and sentence-transformers' modules after the transformer."""
+def companion_files(shape: Shape, task: Task, answers: tuple[int, int] = PUBLISHED_ANSWERS) -> dict[str, Any]:
+    """By file name: the processor's settings, and sentence-transformers' modules after the transformer.
+
+    `answers`: the ids of "yes" and "no".
+    """
     half = [0.5, 0.5, 0.5]
     processor = {
         "processor_class": "Qwen3VLProcessor",
@@ -166,7 +170,7 @@ def companion_files(shape: Shape, task: Task) -> dict[str, Any]:
     pooling = {"word_embedding_dimension": shape.text.hidden_size, "pooling_mode_lasttoken": True}
     tail: dict[str, tuple[str, dict[str, Any]]] = {
         "embedding": ("Pooling", pooling),
-        "reranker": ("LogitScore", {"true_token_id": 9693, "false_token_id": 2152}),
+        "reranker": ("LogitScore", dict(zip(("true_token_id", "false_token_id"), answers, strict=True))),
     }
     module, settings = tail[task]
     package = "sentence_transformers"

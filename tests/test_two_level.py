@@ -154,7 +154,9 @@ def test_the_graph_reads_each_matrix_once() -> None:
 
 
 def test_an_odd_number_of_outputs_has_no_halves(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="w has 7 outputs, int4-two-level-block16 stores two in a byte; choose int8"):
+    with pytest.raises(
+        CheckpointError, match="w has 7 outputs, and int4-two-level-block16 stores two in a byte; add --po"
+    ):
         write_linear(tmp_path, TwoLevel(16), [layer(weights(7, 64))])
 
 

@@ -60,7 +60,8 @@ def write_folder(folder: Path, vocabulary: dict[str, Any], task: Task) -> None:
     config = config_json(shape, "bfloat16") | {key: added_id(token) for key, token in TOKENS.items()}
     pixels = SIDES[task] ** 2
     budget = {"max_pixels": pixels, "total_pixels": 16 * pixels}
-    files = companion_files(shape, task) | {"config.json": config, DEFAULTS_NAME: budget}
+    answers = vocabulary["vocab"]["yes"], vocabulary["vocab"]["no"]
+    files = companion_files(shape, task, answers) | {"config.json": config, DEFAULTS_NAME: budget}
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_json(folder / name, content)
