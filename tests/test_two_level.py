@@ -18,6 +18,7 @@ from scheme_graphs import (
 from quant.blockwise import Blockwise
 from quant.schemes import Linear
 from quant.two_level import LARGEST, TOP, Levels, TwoLevel
+from runtime.errors import CheckpointError
 
 # Both sides sum the same integers; only the float32 factors after the sum are rounded.
 TOLERANCE = 1e-6
@@ -154,9 +155,7 @@ def test_the_graph_reads_each_matrix_once() -> None:
 
 
 def test_an_odd_number_of_outputs_has_no_halves(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match="w has 7 outputs, and int4-two-level-block16 stores two in a byte; add --po"
-    ):
+    with pytest.raises(CheckpointError, match="w has 7 outputs, and int4-two-level-block16 stores two in a byte; add"):
         write_linear(tmp_path, TwoLevel(16), [layer(weights(7, 64))])
 
 
