@@ -11,6 +11,7 @@ from runtime import Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.manifest import Manifest
 from runtime.target import TARGETS
 
+Model = Qwen3VLEmbedder | Qwen3VLReranker
 WORDS = ("river", "stone", "market", "engine", "violet", "harvest", "signal", "copper", "window", "thunder", "orchard")
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 233)  # words
 QUERY = {"text": "a stone bridge over a river"}
@@ -36,16 +37,21 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray((noise + np.linspace(0, 135, size[1])[None, :, None]).astype(np.uint8))
 
 
-def results(
-    folder: Path,
-    among: list[dict[str, Any]],
-    threads: int | None = None,
-    batch_tokens: int = TARGETS["cpu"].batch_tokens,
-) -> np.ndarray:
+def opened(folder: Path, threads: int | None = None, batch_tokens: int = TARGETS["cpu"].batch_tokens) -> Model:
+    """A package of either task."""
+    kind = Qwen3VLEmbedder if Manifest.read(folder).task == "embedding" else Qwen3VLReranker
+    return kind(folder, threads=threads, batch_tokens=batch_tokens)
+
+
+def results(folder: Path, among: list[dict[str, Any]]) -> np.ndarray:
+    """`results_of` a package that is opened for them."""
+    return results_of(opened(folder), among)
+
+
+def results_of(model: Model, among: list[dict[str, Any]]) -> np.ndarray:
     """What a package of either task gives: unit vectors [N, D], or logits [N] of the documents for QUERY."""
-    if Manifest.read(folder).task == "embedding":
-        return Qwen3VLEmbedder(folder, threads=threads, batch_tokens=batch_tokens).process(among)
-    reranker = Qwen3VLReranker(folder, threads=threads, batch_tokens=batch_tokens)
-    scores = reranker.process({"query": QUERY, "documents": among})
+    if isinstance(model, Qwen3VLEmbedder):
+        return model.process(among)
+    scores = model.process({"query": QUERY, "documents": among})
     found: np.ndarray = np.log(scores) - np.log1p(np.negative(scores))
     return found

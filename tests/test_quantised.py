@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agreement_inputs import items, picture, results
+from agreement_inputs import items, opened, picture, results, results_of
 from checkpoint_shapes import TINY_2B, TINY_8B, Shape
 from qwen_tokenizer import Task
 
@@ -81,8 +81,9 @@ def test_results_do_not_depend_on_the_batch(
     texts = [{"text": "stone " * count} for count in (100, 101, 300)]
     inputs = [*items(), {}, *texts, {"image": picture(30, (96, 96))}]
     folder = package(*model, precision, weights="outliers", block=block)
-    alone = np.concatenate([results(folder, [each], threads) for each in inputs])
-    assert np.abs(results(folder, inputs, threads) - alone).max() <= CLOSE
-    assert np.abs(results(folder, inputs[:5], threads) - alone[:5]).max() <= CLOSE
-    assert np.abs(results(folder, inputs[::-1], threads, batch_tokens=4096)[::-1] - alone).max() <= CLOSE
-    assert np.abs(results(folder, inputs, threads, batch_tokens=130) - alone).max() <= CLOSE
+    usual, large, small = (opened(folder, threads, batch_tokens) for batch_tokens in (1024, 4096, 130))
+    alone = np.concatenate([results_of(usual, [each]) for each in inputs])
+    assert np.abs(results_of(usual, inputs) - alone).max() <= CLOSE
+    assert np.abs(results_of(usual, inputs[:5]) - alone[:5]).max() <= CLOSE
+    assert np.abs(results_of(large, inputs[::-1])[::-1] - alone).max() <= CLOSE
+    assert np.abs(results_of(small, inputs) - alone).max() <= CLOSE
