@@ -49,7 +49,7 @@ class Blueprint:
         """What becomes of the pooled state."""
         if self.task == "embedding":
             return EmbeddingHead(self.config.text.hidden_size)
-        return YesNoHead(self.config.text, self.tokenizer.yes, self.tokenizer.no, self.config.tie_word_embeddings)
+        return YesNoHead(self.config, self.tokenizer.yes, self.tokenizer.no)
 
     @cached_property
     def encoder(self) -> Encoder:
