@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
+from export.adapter import require_no_adapter
 from export.config import ModelConfig, read_config
 from export.heads import EmbeddingHead, Head, YesNoHead
 from export.tokenizer import TokenizerFacts, decide_task, read_tokenizer
@@ -60,6 +61,7 @@ class Blueprint:
 
 def read_blueprint(folder: Path, task: Task | None, say: Callable[[str], object]) -> Blueprint:
     """Read config.json and tokenizer.json; for `task` None they decide, and `say` tells why. Raises CheckpointError."""
+    require_no_adapter(folder)  # which is without a config.json where it stands alone
     config = read_config(folder)
     tokenizer = read_tokenizer(folder, config)
     if task is None:

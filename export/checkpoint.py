@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 
+from export.adapter import require_no_adapter
 from export.safetensors_file import PIECE_BYTES, Tensor, open_tensors, read_into, unique_keys
 from runtime.errors import CheckpointError
 
@@ -144,8 +145,9 @@ class Checkpoint:
 def read_weight_map(folder: Path) -> dict[str, str]:
     """Tensor name to shard name out of the index; empty where the weights are the single file.
 
-    Raises CheckpointError when the folder has neither, or an index that cannot be used.
+    Raises CheckpointError when the folder has neither, an adapter, or an index that cannot be used.
     """
+    require_no_adapter(folder)
     if (folder / SINGLE_FILE).is_file():  # preferred over an index, as transformers does
         return {}
     if not (folder / INDEX_FILE).is_file():

@@ -120,6 +120,15 @@ def test_pickles_are_refused(tmp_path, name):
     assert f"only {name}" in message and "convert" in message
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("write", [write_single, write_shards, lambda *_: None], ids=["single", "shards", "none"])
+def test_an_adapter_is_refused_with_and_without_weights(tmp_path, write, name):
+    write(tmp_path, random_tensors())
+    (tmp_path / name).write_bytes(b"{}")
+    message = refusal(tmp_path)
+    assert f"holds an adapter ({name})" in message and "merge_and_unload, then save_pretrained" in message
+
+
 def test_shards_without_their_index(tmp_path):
     write_shards(tmp_path, random_tensors())
     (tmp_path / INDEX_FILE).unlink()

@@ -131,6 +131,13 @@ def test_a_single_file_checkpoint_is_complete(hub):
     assert files_in(find_checkpoint(REPOSITORY)) == hub.files
 
 
+@pytest.mark.parametrize("weights", [True, False], ids=["beside weights", "alone"])
+def test_a_repository_with_an_adapter_is_refused(hub, weights):
+    hub.files = {"adapter_config.json": b"{}", "README.md": b"# adapter"} | (NEEDED if weights else {})
+    assert "holds an adapter (adapter_config.json)" in sentence(REPOSITORY)
+    assert "adapter_config.json" in hub.fetched()
+
+
 def test_a_second_call_downloads_nothing(hub):
     first = find_checkpoint(REPOSITORY)
     hub.requests.clear()
