@@ -17,10 +17,13 @@ from runtime.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# The published names begin with MODEL; sentence-transformers and Qwen3VLModel.save_pretrained leave it out.
+MODEL = "model."
+WITHOUT_MODEL = ("language_model.", "visual.")
 
 
 class Checkpoint:
-    """The tensors of a checkpoint folder, each handed out by name; gaps and leftovers are errors.
+    """The tensors of a checkpoint folder, each handed out by its published name; gaps and leftovers are errors.
 
     Raises CheckpointError when a file is missing, cut, unreadable or holds a type other than BF16, F16, F32.
     Holds its files open until `close` or the end of the `with` block; for one thread.
@@ -47,6 +50,7 @@ class Checkpoint:
                         f"{self.folder / INDEX_FILE} names tensor {name} in {shard}, which does not hold it: "
                         "index and shards differ, download the checkpoint again into an empty folder."
                     )
+            self._tensors = _by_published_name(self._tensors, self.folder)
             self._files = stack.pop_all()
 
     @property
@@ -161,6 +165,17 @@ def read_weight_map(folder: Path) -> dict[str, str]:
             f"{folder / INDEX_FILE} is not a safetensors index ({error}): download this file again."
         ) from error
     return dict(weight_map)
+
+
+def _by_published_name(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    bare = [name for name in tensors if name.startswith(WITHOUT_MODEL)]
+    published = [name for name in tensors if name.startswith(MODEL)]
+    if bare and published:
+        raise CheckpointError(
+            f"{folder} names some tensors like {published[0]} and some like {bare[0]}, without {MODEL!r}: "
+            "files of two checkpoints are mixed, save or download it again into an empty folder."
+        )
+    return {MODEL + name if name.startswith(WITHOUT_MODEL) else name: tensor for name, tensor in tensors.items()}
 
 
 def _no_weights(folder: Path) -> str:

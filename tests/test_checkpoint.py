@@ -98,6 +98,25 @@ def test_a_fingerprint_needs_the_config(written):
         fingerprint(written)
 
 
+def test_names_without_the_published_beginning_stand_for_the_published_ones(tmp_path):
+    tensors = {"language_model.norm.weight": np.ones(3, np.float32), "visual.pos_embed.weight": np.ones(2, np.float32)}
+    for write in (write_single, write_shards):
+        write(tmp_path / write.__name__, tensors)
+        write(tmp_path / f"{write.__name__}-published", {f"model.{name}": array for name, array in tensors.items()})
+        with Checkpoint(tmp_path / write.__name__) as checkpoint:
+            assert checkpoint.names == {f"model.{name}" for name in tensors}
+            assert checkpoint.tensor("model.language_model.norm.weight", (3,)).read().tolist() == [1, 1, 1]
+            assert checkpoint.unused() == ["model.visual.pos_embed.weight"]
+    assert len({fingerprint(folder) for folder in tmp_path.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("other", ["model.visual.norm.weight", "model.language_model.norm.weight"])
+def test_a_mixture_of_both_namings_is_refused(tmp_path, other):
+    write_single(tmp_path, {name: np.zeros(2, np.float32) for name in ("language_model.norm.weight", other)})
+    message = refusal(tmp_path)
+    assert f"like {other} and some like language_model.norm.weight, without 'model.': files of two" in message
+
+
 def test_closed_files_cannot_be_read(written):
     with Checkpoint(written) as checkpoint:
         tensor = checkpoint.tensor("vector", (5,))
