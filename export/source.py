@@ -29,6 +29,7 @@ _WANTED = [
     "modules.json",
     "1_*/config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "video_preprocessor_config.json",
     "chat_template.*",
     ADAPTER_CONFIG,  # not read, but refused

@@ -26,6 +26,7 @@ NEEDED = {
     "modules.json": b'{"is": "modules"}',
     "1_Pooling/config.json": b'{"is": "1_Pooling"}',
     "preprocessor_config.json": b'{"is": "preprocessor"}',
+    "processor_config.json": b'{"is": "processor"}',
     "video_preprocessor_config.json": b'{"is": "video_preprocessor"}',
     "chat_template.json": b'{"is": "chat_template"}',
     "model.safetensors.index.json": json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}).encode(),
