@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
+from export.adapter import require_no_adapter
 from export.config import ModelConfig, read_config
 from export.heads import EmbeddingHead, Head, YesNoHead
 from export.settings import require_known_settings
@@ -50,7 +51,7 @@ class Blueprint:
         """What becomes of the pooled state."""
         if self.task == "embedding":
             return EmbeddingHead(self.config.text.hidden_size)
-        return YesNoHead(self.config.text, self.tokenizer.yes, self.tokenizer.no, self.config.tie_word_embeddings)
+        return YesNoHead(self.config, self.tokenizer.yes, self.tokenizer.no)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -61,6 +62,7 @@ class Blueprint:
 
 def read_blueprint(folder: Path, task: Task | None, say: Callable[[str], object]) -> Blueprint:
     """Read config.json and tokenizer.json; for `task` None they decide, and `say` tells why. Raises CheckpointError."""
+    require_no_adapter(folder)  # which is without a config.json where it stands alone
     config = read_config(folder)
     tokenizer = read_tokenizer(folder, config)
     if task is None:

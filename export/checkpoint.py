@@ -11,15 +11,19 @@ from typing import Self
 
 import numpy as np
 
+from export.adapter import require_no_adapter
 from export.safetensors_file import PIECE_BYTES, Tensor, open_tensors, read_into, unique_keys
 from runtime.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# The published names begin with MODEL; sentence-transformers and Qwen3VLModel.save_pretrained leave it out.
+MODEL = "model."
+WITHOUT_MODEL = ("language_model.", "visual.")
 
 
 class Checkpoint:
-    """The tensors of a checkpoint folder, each handed out by name; gaps and leftovers are errors.
+    """The tensors of a checkpoint folder, each handed out by its published name; gaps and leftovers are errors.
 
     Raises CheckpointError when a file is missing, cut, unreadable or holds a type other than BF16, F16, F32.
     Holds its files open until `close` or the end of the `with` block; for one thread.
@@ -46,6 +50,7 @@ class Checkpoint:
                         f"{self.folder / INDEX_FILE} names tensor {name} in {shard}, which does not hold it: "
                         "index and shards differ, download the checkpoint again into an empty folder."
                     )
+            self._tensors = _by_published_name(self._tensors, self.folder)
             self._files = stack.pop_all()
 
     @property
@@ -144,8 +149,9 @@ class Checkpoint:
 def read_weight_map(folder: Path) -> dict[str, str]:
     """Tensor name to shard name out of the index; empty where the weights are the single file.
 
-    Raises CheckpointError when the folder has neither, or an index that cannot be used.
+    Raises CheckpointError when the folder has neither, an adapter, or an index that cannot be used.
     """
+    require_no_adapter(folder)
     if (folder / SINGLE_FILE).is_file():  # preferred over an index, as transformers does
         return {}
     if not (folder / INDEX_FILE).is_file():
@@ -159,6 +165,17 @@ def read_weight_map(folder: Path) -> dict[str, str]:
             f"{folder / INDEX_FILE} is not a safetensors index ({error}): download this file again."
         ) from error
     return dict(weight_map)
+
+
+def _by_published_name(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    bare = [name for name in tensors if name.startswith(WITHOUT_MODEL)]
+    published = [name for name in tensors if name.startswith(MODEL)]
+    if bare and published:
+        raise CheckpointError(
+            f"{folder} names some tensors like {published[0]} and some like {bare[0]}, without {MODEL!r}: "
+            "files of two checkpoints are mixed, save or download it again into an empty folder."
+        )
+    return {MODEL + name if name.startswith(WITHOUT_MODEL) else name: tensor for name, tensor in tensors.items()}
 
 
 def _no_weights(folder: Path) -> str:

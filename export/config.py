@@ -28,11 +28,15 @@ FIXED_ROTARY = {"rope_type": "default", "type": "default", "mrope_interleaved": 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One checkpoint's `config.json`: sizes, tied head or not, and the ids of the visual tokens."""
+    """One checkpoint's `config.json`: sizes, tied head or not, and the ids of the visual tokens.
+
+    `tie_word_embeddings` is true where either level says so, `text_tie_word_embeddings` where text_config does.
+    """
 
     text: TextConfig
     vision: VisionConfig
     tie_word_embeddings: bool
+    text_tie_word_embeddings: bool
     image_token_id: int
     video_token_id: int
     vision_start_token_id: int
@@ -90,7 +94,8 @@ def read_config(folder: Path) -> ModelConfig:
     config = ModelConfig(
         text=_text(text_section),
         vision=_vision(root.section("vision_config")),
-        tie_word_embeddings=_tied(root, text_section),
+        tie_word_embeddings=_tied(root) or _tied(text_section),
+        text_tie_word_embeddings=_tied(text_section),
         image_token_id=root.get("image_token_id", int),
         video_token_id=root.get("video_token_id", int),
         vision_start_token_id=root.get("vision_start_token_id", int),
@@ -100,14 +105,11 @@ def read_config(folder: Path) -> ModelConfig:
     return config
 
 
-def _tied(root: Section, text: Section) -> bool:
-    """Both levels may state it; transformers reads the outer one first."""
-    for section in (root, text):
-        if "tie_word_embeddings" in section.content:
-            return bool(section.get("tie_word_embeddings", bool))
-    raise CheckpointError(
-        f"{root.where}: tie_word_embeddings is missing, expected true or false; complete config.json."
-    )
+def _tied(section: Section) -> bool:
+    """What one level states; absent it is false, as in transformers."""
+    if section.content.get("tie_word_embeddings") is None:
+        return False
+    return bool(section.get("tie_word_embeddings", bool))
 
 
 def _text(section: Section) -> TextConfig:

@@ -7,6 +7,7 @@ the CPU, and shares no code with runtime. Unlike them it raises where a picture 
 import importlib
 import importlib.util
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.reference_prompt import Item, ReferenceOptions, embedder_messages, reranker_messages, truncate
+from export.reference_settings import copy_processor, reference_config
 from runtime.errors import CheckpointError, MissingExtraError
 
 _KEPT: list[Any] = []  # torch forgets the operators of a library object that is garbage collected
@@ -189,19 +191,24 @@ def _numpy(tensor: Any) -> Any:
 
 def _load_model(name: str, folder: Path) -> Any:
     prepare_reference_imports()
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds no config.json; give the folder of a Qwen3-VL checkpoint.")
+    transformers = importlib.import_module("transformers")
+    config = transformers.Qwen3VLConfig.from_dict(reference_config(folder))
     # Files name the body "model.…", which the bare model's own loading does not take off.
     body = {} if name.endswith("ForConditionalGeneration") else {r"^model\.": ""}
     # float32 and sdpa are what the reference's classes get by default.
-    model, loading = getattr(importlib.import_module("transformers"), name).from_pretrained(
+    model, loading = getattr(transformers, name).from_pretrained(
         str(folder),
+        config=config,
         dtype=importlib.import_module("torch").float32,
         attn_implementation="sdpa",
         key_mapping=body,
         output_loading_info=True,
     )
-    if missing := sorted(loading["missing_keys"]):
+    missing = sorted(loading["missing_keys"])
+    if missing == ["lm_head.weight"] and config.tie_word_embeddings:
+        # The outer statement, which transformers 5 goes by.
+        model.lm_head.weight, missing = model.get_input_embeddings().weight, []
+    if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} tensors of {name}, the first being {missing[0]}; "
             "download the checkpoint again."
@@ -211,7 +218,9 @@ def _load_model(name: str, folder: Path) -> Any:
 
 def _load_processor(folder: Path, *, padding_side: str) -> Any:
     processor = importlib.import_module("transformers").Qwen3VLProcessor
-    return processor.from_pretrained(str(folder), padding_side=padding_side)
+    with tempfile.TemporaryDirectory() as copy:
+        copy_processor(folder, Path(copy))
+        return processor.from_pretrained(copy, padding_side=padding_side)
 
 
 def _declare_torchvision_operators(torch: Any) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from export.adapter import ADAPTER_CONFIG, require_no_adapter
 from export.checkpoint import INDEX_FILE, SINGLE_FILE, read_weight_map
 from runtime.errors import CheckpointError, MissingExtraError
 
@@ -28,8 +29,10 @@ _WANTED = [
     "modules.json",
     "1_*/config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "video_preprocessor_config.json",
     "chat_template.*",
+    ADAPTER_CONFIG,  # not read, but refused
 ]
 _UNWANTED = ["*/*.safetensors"]
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -155,6 +158,7 @@ def _reason(error: BaseException) -> str:
 
 def _require_complete(folder: Path, repository: str) -> None:
     """Refuse a snapshot with gaps: huggingface_hub hands out a half-filled cache when it is offline."""
+    require_no_adapter(folder)
     needed = ["config.json", "tokenizer.json"]
     if (folder / INDEX_FILE).is_file():
         needed += sorted(set(read_weight_map(folder).values()))

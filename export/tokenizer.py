@@ -39,7 +39,7 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts:
         content = json.loads(path.read_text(encoding="utf-8"))
         added = {str(token["content"]): int(token["id"]) for token in content["added_tokens"]}
         special = tuple(sorted(int(token["id"]) for token in content["added_tokens"] if token["special"]))
-        vocabulary: dict[str, int] = dict(content["model"]["vocab"])
+        vocabulary = {str(token): int(index) for token, index in dict(content["model"]["vocab"]).items()}
         appends_pad = _appends(content.get("post_processor"), PAD)
     except FileNotFoundError:
         raise CheckpointError(
@@ -52,6 +52,7 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts:
             raise CheckpointError(f"{path} has no token {word!r}, which reranking scores; use the published tokenizer.")
     if PAD not in added:
         raise CheckpointError(f"{path} has no token {PAD}, which pads; use the published tokenizer.")
+    _require_rows({**vocabulary, **added}, config.text.vocab_size, path)
     tokens = TokenIds(
         pad=added[PAD],
         image=config.image_token_id,
@@ -61,6 +62,18 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts:
         special=special,
     )
     return TokenizerFacts(tokens, vocabulary[YES], vocabulary[NO], appends_pad)
+
+
+def _require_rows(ids: dict[str, int], num_rows: int, path: Path) -> None:
+    """Refuse ids that the token table has no row for: a runtime finds that out at the first text that holds one."""
+    if outside := {token: index for token, index in ids.items() if not 0 <= index < num_rows}:
+        token, index = next(iter(outside.items()))
+        more = f" ({len(outside) - 1} more as well)" if len(outside) > 1 else ""
+        raise CheckpointError(
+            f"{path} gives the token {token!r} the id {index}{more}, and the token table of {num_rows} rows "
+            "(text_config's vocab_size) has none for it: use the tokenizer that belongs to the weights, or the "
+            "weights as saved after resize_token_embeddings."
+        )
 
 
 def decide_task(folder: Path, tokenizer: TokenizerFacts) -> TaskDecision:

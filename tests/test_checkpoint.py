@@ -98,6 +98,25 @@ def test_a_fingerprint_needs_the_config(written):
         fingerprint(written)
 
 
+def test_names_without_the_published_beginning_stand_for_the_published_ones(tmp_path):
+    tensors = {"language_model.norm.weight": np.ones(3, np.float32), "visual.pos_embed.weight": np.ones(2, np.float32)}
+    for write in (write_single, write_shards):
+        write(tmp_path / write.__name__, tensors)
+        write(tmp_path / f"{write.__name__}-published", {f"model.{name}": array for name, array in tensors.items()})
+        with Checkpoint(tmp_path / write.__name__) as checkpoint:
+            assert checkpoint.names == {f"model.{name}" for name in tensors}
+            assert checkpoint.tensor("model.language_model.norm.weight", (3,)).read().tolist() == [1, 1, 1]
+            assert checkpoint.unused() == ["model.visual.pos_embed.weight"]
+    assert len({fingerprint(folder) for folder in tmp_path.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("other", ["model.visual.norm.weight", "model.language_model.norm.weight"])
+def test_a_mixture_of_both_namings_is_refused(tmp_path, other):
+    write_single(tmp_path, {name: np.zeros(2, np.float32) for name in ("language_model.norm.weight", other)})
+    message = refusal(tmp_path)
+    assert f"like {other} and some like language_model.norm.weight, without 'model.': files of two" in message
+
+
 def test_closed_files_cannot_be_read(written):
     with Checkpoint(written) as checkpoint:
         tensor = checkpoint.tensor("vector", (5,))
@@ -118,6 +137,15 @@ def test_pickles_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"pickle")
     message = refusal(tmp_path)
     assert f"only {name}" in message and "convert" in message
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("write", [write_single, write_shards, lambda *_: None], ids=["single", "shards", "none"])
+def test_an_adapter_is_refused_with_and_without_weights(tmp_path, write, name):
+    write(tmp_path, random_tensors())
+    (tmp_path / name).write_bytes(b"{}")
+    message = refusal(tmp_path)
+    assert f"holds an adapter ({name})" in message and "merge_and_unload, then save_pretrained" in message
 
 
 def test_shards_without_their_index(tmp_path):

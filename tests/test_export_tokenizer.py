@@ -111,6 +111,26 @@ def test_the_pad_must_be_there(tmp_path: Path, config: ModelConfig) -> None:
     assert "has no token <|endoftext|>" in refusal(tmp_path, config, tokenizer)
 
 
+@pytest.mark.parametrize("index", [151936, -1])
+def test_an_added_token_without_a_row_in_the_token_table_is_refused(
+    tmp_path: Path, config: ModelConfig, index: int
+) -> None:
+    tokenizer = content()
+    tokenizer["added_tokens"].append({"id": index, "content": "<|mine|>", "special": False})
+    message = refusal(tmp_path, config, tokenizer)
+    assert f"gives the token '<|mine|>' the id {index}, and the token table of 151936 rows" in message
+    tokenizer["added_tokens"][-1]["id"] = 151935
+    read(tmp_path, config, tokenizer)
+
+
+def test_words_without_a_row_in_the_token_table_are_refused(tmp_path: Path, config: ModelConfig) -> None:
+    tokenizer = content()
+    tokenizer["model"]["vocab"]["b"] = 151936
+    assert "gives the token 'b' the id 151936, and" in refusal(tmp_path, config, tokenizer)
+    tokenizer["model"]["vocab"]["c"] = 151937
+    assert "gives the token 'b' the id 151936 (1 more as well), and" in refusal(tmp_path, config, tokenizer)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -35,6 +35,13 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "packages" / "tiny"
 
 
+def test_an_adapter_alone_is_named_as_one(tmp_path: Path, output: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert "holds an adapter (adapter_config.json)" in refusal(folder, output)
+
+
 @pytest.mark.parametrize("options", [PLAIN, FORCE], ids=["first", "replacing"])
 def test_leftovers_of_a_killed_export_are_removed(
     tiny: Path, package: Packages, output: Path, options: ExportOptions

@@ -26,6 +26,7 @@ NEEDED = {
     "modules.json": b'{"is": "modules"}',
     "1_Pooling/config.json": b'{"is": "1_Pooling"}',
     "preprocessor_config.json": b'{"is": "preprocessor"}',
+    "processor_config.json": b'{"is": "processor"}',
     "video_preprocessor_config.json": b'{"is": "video_preprocessor"}',
     "chat_template.json": b'{"is": "chat_template"}',
     "model.safetensors.index.json": json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}).encode(),
@@ -129,6 +130,13 @@ def test_a_single_file_checkpoint_is_complete(hub):
     hub.files = {name: content for name, content in NEEDED.items() if not name.startswith("model")}
     hub.files["model.safetensors"] = b"weights"
     assert files_in(find_checkpoint(REPOSITORY)) == hub.files
+
+
+@pytest.mark.parametrize("weights", [True, False], ids=["beside weights", "alone"])
+def test_a_repository_with_an_adapter_is_refused(hub, weights):
+    hub.files = {"adapter_config.json": b"{}", "README.md": b"# adapter"} | (NEEDED if weights else {})
+    assert "holds an adapter (adapter_config.json)" in sentence(REPOSITORY)
+    assert "adapter_config.json" in hub.fetched()
 
 
 def test_a_second_call_downloads_nothing(hub):
