@@ -1,7 +1,7 @@
 """Files beside config.json and the weights that decide a result too; what the runtime would not do is refused.
 
 modules.json, 1_Pooling/, 1_LogitScore/   what sentence-transformers puts behind the model
-preprocessor_config.json, video_…         how pixels become patches
+preprocessor_config.json, video_…, processor_config.json    how pixels become patches
 chat_template.jinja, .json, tokenizer_config.json   how an input becomes a prompt
 """
 
@@ -15,6 +15,7 @@ from jinja2 import TemplateError, ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from export.reference_prompt import ReferenceOptions, embedder_messages, reranker_messages
+from export.reference_settings import PROCESSOR, SECTIONS
 from runtime.errors import CheckpointError
 from runtime.inputs import parse_content
 from runtime.manifest import Task, VisionConfig
@@ -25,7 +26,6 @@ SCORE_HEADS = ("LogitScore", "CausalScoreHead")  # both names are published
 KNOWN_MODULES = ("Transformer", POOLING, "Normalize", *SCORE_HEADS)
 LAST_TOKEN = "lasttoken"
 OLD_MODE = "pooling_mode_"  # earlier versions have a flag for each way of pooling
-PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 HALF = [0.5, 0.5, 0.5]
 FIXED_PIXELS = {
     "image_mean": HALF,
@@ -65,8 +65,8 @@ def require_known_settings(
         elif module.kind in SCORE_HEADS:
             expected = dict(zip(("true_token_id", "false_token_id"), answers, strict=True))
             _require(module.folder / "config.json", settings, expected)
-    for name in PROCESSORS:
-        _require(folder / name, _read(folder / name), FIXED_PIXELS | _patches(vision))
+    for path, settings in _processors(folder):
+        _require(path, settings, FIXED_PIXELS | _patches(vision))
     _require_prompt(folder, task, say)
 
 
@@ -87,6 +87,15 @@ def _require_last_token(path: Path, settings: Mapping[str, Any]) -> None:
     found = settings.get("pooling_mode", "+".join(modes) or LAST_TOKEN)
     if found != LAST_TOKEN:
         raise _refusal(path, f"pools by {found!r}", repr(LAST_TOKEN))
+
+
+def _processors(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(file, settings) for pictures and for videos, as either version of transformers saves them."""
+    whole = _read(folder / PROCESSOR)
+    for section, name in SECTIONS.items():
+        yield folder / name, _read(folder / name)
+        settings = whole.get(section)
+        yield folder / PROCESSOR, settings if isinstance(settings, dict) else {}
 
 
 def _patches(vision: VisionConfig) -> dict[str, int]:

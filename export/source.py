@@ -32,6 +32,7 @@ _WANTED = [
     "processor_config.json",
     "video_preprocessor_config.json",
     "chat_template.*",
+    "defaults.json",
     ADAPTER_CONFIG,  # not read, but refused
 ]
 _UNWANTED = ["*/*.safetensors"]

@@ -111,6 +111,13 @@ def test_other_pixels(checkpoint: Folders, tmp_path: Path, name: str, key: str, 
     assert refusal(folder).startswith(f"{name} has {key} {value!r}, and the runtime does ")
 
 
+@pytest.mark.parametrize("section", ["image_processor", "video_processor"])
+def test_other_pixels_as_transformers_5_says_it(checkpoint: Folders, tmp_path: Path, section: str) -> None:
+    folder = changed(checkpoint(TINY_2B, "embedding"), tmp_path / "copy", "config.json")
+    (folder / "processor_config.json").write_text(json.dumps({section: {"image_mean": [0.4] * 3}}), encoding="utf-8")
+    assert refusal(folder).startswith("processor_config.json has image_mean [0.4, 0.4, 0.4], and the runtime does ")
+
+
 def test_budgets_are_the_callers(checkpoint: Folders, tmp_path: Path) -> None:
     """Both reference classes set their own; rescale_factor has all its digits."""
     more = {"min_pixels": 65536, "size": {"longest_edge": 1, "shortest_edge": 1}, "rescale_factor": 0.00392156862745098}

@@ -27,6 +27,7 @@ NEEDED = {
     "1_Pooling/config.json": b'{"is": "1_Pooling"}',
     "preprocessor_config.json": b'{"is": "preprocessor"}',
     "processor_config.json": b'{"is": "processor"}',
+    "defaults.json": b'{"is": "defaults"}',
     "video_preprocessor_config.json": b'{"is": "video_preprocessor"}',
     "chat_template.json": b'{"is": "chat_template"}',
     "model.safetensors.index.json": json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}).encode(),
