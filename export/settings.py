@@ -141,8 +141,12 @@ def _require_prompt(folder: Path, task: Task, say: Callable[[str], object]) -> N
 def _templates(folder: Path) -> Iterator[tuple[Path, str]]:
     """(file, template) in the order in which transformers looks for them."""
     path = folder / "chat_template.jinja"
-    if path.exists():
+    try:
         yield path, path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); download it again or remove it.") from error
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = _read(folder / name).get("chat_template")
         if isinstance(template, str):

@@ -138,6 +138,15 @@ def test_another_prompt(checkpoint: Folders, tmp_path: Path, task: Task, name: s
     assert message.startswith(f"{name} makes the prompt '<|im_start|>system") and "<think>" in message
 
 
+def test_a_template_that_is_no_text_is_named(checkpoint: Folders, tmp_path: Path) -> None:
+    folder = changed(checkpoint(TINY_2B, "embedding"), tmp_path / "copy", "config.json")
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(
+        CheckpointError, match=r"chat_template\.jinja cannot be read .*; download it again or remove it\.$"
+    ):
+        read(folder)
+
+
 def test_a_template_that_does_not_render_is_said(checkpoint: Folders, tmp_path: Path) -> None:
     folder = changed(checkpoint(TINY_2B, "embedding"), tmp_path / "copy", "config.json")
     (folder / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}", encoding="utf-8")
