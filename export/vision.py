@@ -80,13 +80,19 @@ def block(parts: Parts, config: VisionConfig, index: int, hidden: Value, rotary:
     x = layer_norm(parts, hidden, f"{prefix}.norm1", size)
     query, key, value = linears(parts, x, _query_key_value(parts, f"{prefix}.attn.qkv", size))
     query, key = (graph.op("RotaryEmbedding", each, *rotary, num_heads=config.num_heads) for each in (query, key))
-    # 3-D inputs, no mask, no past: only then does the CPU kernel take its flash path.
-    attended = graph.op("MultiHeadAttention", query, key, value, domain=CONTRIB, num_heads=config.num_heads)
+    attended = _attention(parts, query, key, value, config.num_heads)
     hidden = graph.op("Add", hidden, linear(parts, attended, f"{prefix}.attn.proj", (size, size), bias=True))
     x = layer_norm(parts, hidden, f"{prefix}.norm2", size)
     x = _tanh_gelu(parts, x, f"{prefix}.mlp.linear_fc1", (config.intermediate_size, size))
     x = linear(parts, x, f"{prefix}.mlp.linear_fc2", (size, config.intermediate_size), bias=True, after_gelu=True)
     return graph.op("Add", hidden, x)
+
+
+def _attention(parts: Parts, query: Value, key: Value, value: Value, heads: int) -> Value:
+    """Of every patch to all of its picture. With 3-D inputs, no mask and no past: else no flash kernel takes it."""
+    if parts.kernels.multi_head:
+        return parts.graph.op("MultiHeadAttention", query, key, value, domain=CONTRIB, num_heads=heads)
+    return parts.graph.op("Attention", query, key, value, q_num_heads=heads, kv_num_heads=heads)
 
 
 def _tanh_gelu(parts: Parts, x: Value, prefix: str, sizes: tuple[int, int]) -> Value:

@@ -25,6 +25,7 @@ class Kernels:
     even_rows        MatMulNBits calculates a row left over from pairs in another order
     query_lengths    GroupQueryAttention has input 16: right-padded batches after a past
     masked_attention Attention takes grouped heads and a boolean mask: one query a row in the last layer
+    multi_head       MultiHeadAttention is the attention of pictures, Attention otherwise
     scatter_add      ScatterND adds in the type of the activations
     biased_gelu      FastGelu adds the bias in front of it, with the bits of Add and Gelu
     """
@@ -38,6 +39,7 @@ class Kernels:
     even_rows: bool
     query_lengths: bool
     masked_attention: bool
+    multi_head: bool
     scatter_add: bool
     biased_gelu: bool
 
@@ -56,6 +58,7 @@ CPU = Kernels(
     even_rows=True,
     query_lengths=True,
     masked_attention=True,
+    multi_head=True,  # the flash path
     scatter_add=True,
     biased_gelu=True,
 )
@@ -70,6 +73,7 @@ CUDA = Kernels(
     even_rows=False,
     query_lengths=False,  # not in 1.31, the newest onnxruntime-gpu
     masked_attention=False,  # not in every version
+    multi_head=False,  # it wants cuDNN, whatever kernel it takes; Attention has flash attention without
     scatter_add=False,  # float32 and float16, no bfloat16
     biased_gelu=False,  # not compared there
 )

@@ -31,6 +31,7 @@ class Kernel:
 
 ONNX = {
     "Add": Kernel(14, (EITHER | {INT64},)),
+    "Attention": Kernel(23, (EITHER,)),
     "Cast": Kernel(23, (EITHER,), "to"),
     "Concat": Kernel(13, (EITHER,)),
     "Expand": Kernel(13, (EITHER, {INT64})),
@@ -52,7 +53,6 @@ CONTRIB = {
     # Query, key, value, past key, past value; then the lengths. No float32.
     "GroupQueryAttention": Kernel(1, (*[SHORT] * 5, {INT32})),
     "MatMulNBits": Kernel(1, (EITHER, {UINT8}, EITHER, {UINT8})),
-    "MultiHeadAttention": Kernel(1, (EITHER,)),
     "QuickGelu": Kernel(1, (EITHER,)),
 }
 # (input, output) that may be one buffer, which the planner makes them when the shapes are equal word by word and the

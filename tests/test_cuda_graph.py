@@ -80,6 +80,20 @@ def test_operators_of_the_decoder(cuda_package: Packages, model: tuple[Shape, Ta
 
 
 @MODELS
+def test_pictures_attend_without_cudnn(cuda_package: Packages, model: tuple[Shape, Task]) -> None:
+    """MultiHeadAttention asks for it at every call. Anything more than three inputs and Attention leaves flash."""
+    graph = load(cuda_package(*model), VISION)
+    found = nodes(graph, "Attention")
+    assert len(found) == model[0].vision.depth and not nodes(graph, "MultiHeadAttention")
+    for node in found:
+        assert len(node.input) == 3 and len(node.output) == 1
+        assert {each.name: each.i for each in node.attribute} == {
+            "q_num_heads": model[0].vision.num_heads,
+            "kv_num_heads": model[0].vision.num_heads,
+        }
+
+
+@MODELS
 def test_present_is_never_written_into_the_buffer_of_past(cuda_package: Packages, model: tuple[Shape, Task]) -> None:
     """Their shapes, as onnxruntime's planner compares them, differ."""
     graph = load(cuda_package(*model, "bf16"), DECODER).graph
