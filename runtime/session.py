@@ -17,6 +17,14 @@ from runtime.target import TARGETS, Target
 CPU = TARGETS["cpu"].provider
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 CGROUP = Path("/sys/fs/cgroup")
+PROVIDER_OPTIONS = {
+    TARGETS["cuda"].provider: {
+        # Flash, memory-efficient and plain attention. Left to itself onnxruntime takes cuDNN's from Hopper on, which
+        # is built anew for every batch size and length, and kept for good.
+        "sdpa_kernel": "19",
+        "use_tf32": "0",  # the heads are float32
+    }
+}
 # The graph is final: what the extended level adds beside uint8 weights is slower here, and load time.
 UNWANTED_OPTIMIZERS = [
     "AttentionFusion",
@@ -78,7 +86,11 @@ def create_session(
         let_weights_become_uint8(options)
     # Without the fallback, which would take the CPU for a provider that cannot start and say so on stdout.
     return ort.InferenceSession(
-        model, options, providers=list(providers), disabled_optimizers=UNWANTED_OPTIMIZERS, enable_fallback=0
+        model,
+        options,
+        providers=[(name, PROVIDER_OPTIONS.get(name, {})) for name in providers],
+        disabled_optimizers=UNWANTED_OPTIMIZERS,
+        enable_fallback=0,
     )
 
 

@@ -165,7 +165,10 @@ def test_cuda_does_with_the_newest_wheel_there_is(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_other_provider_steps_in(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What CUDA needs is looked for first, and what is printed on the way stays off stdout."""
+    """What CUDA needs is looked for first, and what is printed on the way stays off stdout.
+
+    It is told not to take cuDNN's attention (8 of the bits), nor fewer digits than float32 has.
+    """
     asked: list[dict[str, Any]] = []
 
     def refuse(model: object, options: ort.SessionOptions, **settings: Any) -> None:
@@ -180,7 +183,8 @@ def test_no_other_provider_steps_in(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         f"decoder.onnx cannot be opened by onnxruntime {ort.__version__} (CUDA does not start); "
         f"{CUDA} needs a driver and libraries that fit this onnxruntime."
     )
-    assert [(each["providers"], each["enable_fallback"]) for each in asked] == [([CUDA], 0)]
+    settings = {"sdpa_kernel": "19", "use_tf32": "0"}
+    assert [(each["providers"], each["enable_fallback"]) for each in asked] == [([(CUDA, settings)], 0)]
     assert asked[0]["level"] == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     assert capsys.readouterr() == ("", "Failed to load libcudart.so\n")
 
