@@ -1,7 +1,7 @@
 """What the graphs may use on an execution provider: the one place that knows how the targets differ.
 
 From onnxruntime's sources (August 2026): docs/OperatorKernels.md, contrib_ops/cuda/cuda_contrib_kernels.cc and the
-kernels they list. The CUDA half has not been run.
+kernels they list. The CUDA half has not run on a GPU.
 """
 
 from dataclasses import dataclass, replace
