@@ -58,8 +58,8 @@ CONTRIB = {
 # (input, output) that may be one buffer, which the planner makes them when the shapes are equal word by word and the
 # input is needed nowhere else.
 IN_PLACE = {"GroupQueryAttention": ((3, 1), (4, 2))}
-# Identity is registered from version 19 on, and that of the opset is newer: the CPU copies the pooled output.
-ON_HOST = {"Identity"}
+# onnxruntime takes it out of the graph when it opens it.
+DROPPED = {"Identity"}
 
 
 def value_types(graph: onnx.GraphProto) -> dict[str, int]:
@@ -67,7 +67,7 @@ def value_types(graph: onnx.GraphProto) -> dict[str, int]:
     types = {each.name: each.type.tensor_type.elem_type for each in graph.input}
     types |= {each.name: each.data_type for each in graph.initializer}
     for node in graph.node:
-        if node.op_type in ON_HOST:
+        if node.op_type in DROPPED:
             types[node.output[0]] = types[node.input[0]]
             continue
         output = kernel(node).output

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cuda_kernels import BFLOAT16, FLOAT, IN_PLACE, ON_HOST, kernel, value_types
+from cuda_kernels import BFLOAT16, DROPPED, FLOAT, IN_PLACE, kernel, value_types
 from onnx_files import dimensions, load, nodes, operators, stored, weights
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, TINY_8B, Shape
@@ -36,7 +36,7 @@ def test_every_node_has_a_kernel_for_its_types(
     graph = load(cuda_package(*model, precision), name).graph
     types = value_types(graph)
     for node in graph.node:
-        if node.op_type in ON_HOST:
+        if node.op_type in DROPPED:
             continue
         wanted = kernel(node)
         given = [(place, types[each]) for place, each in enumerate(node.input) if each]
