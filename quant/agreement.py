@@ -7,6 +7,7 @@ import numpy as np
 from runtime.errors import InputError
 
 TOP = 10
+FEWEST_LOGITS = 8  # of one the correlation is 1, of two 1 or -1, whatever they are
 
 
 @dataclass(frozen=True)
