@@ -64,8 +64,9 @@ def picture(drawing: Drawing, side: int) -> Image.Image:
 
 
 def some(count: int) -> list[Drawing]:
-    """`count` of them, evenly over all kinds."""
+    """`count` of them, or as many as there are, evenly over all kinds."""
     everything = drawings()
+    count = min(count, len(everything))
     return [everything[index * len(everything) // count] for index in range(count)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from export.blueprint import Blueprint
 from export.layer_graphs import LayerGraphs
 from export.layerwise import Layerwise, Sample
-from quant.agreement import Agreement, embedding_agreement, score_agreement
+from quant.agreement import FEWEST_LOGITS, Agreement, embedding_agreement, score_agreement
 from quant.losses import LayerLoss, layer_losses
 from quant.prompts import sample_prompt
 from quant.samples import builtin_items, items_from
@@ -24,7 +24,6 @@ from runtime.manifest import CalibrationRecord
 BUILTIN, NONE = "builtin", "none"
 # The pooled token is the one that counts in the end, but it is one in a whole prompt.
 LAST_TOKEN_BOOST = 16.0
-FEWEST_LOGITS = 8  # of one the correlation is 1, of two 1 or -1, whatever they are
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,6 +182,11 @@ def _no_weights(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder: give the folder that holds config.json and {SINGLE_FILE}."
     names = sorted(path.name for path in folder.iterdir())
+    if SINGLE_FILE in names:
+        return (
+            f"{folder / SINGLE_FILE} is a folder or a link to nothing: put the weights there, "
+            "out of a hub's cache with its links followed (cp -L)."
+        )
     if shards := [name for name in names if name.endswith(".safetensors")]:
         return f"{folder} holds {shards[0]} but no {INDEX_FILE}: download that file beside it."
     pickles = [name for name in names if name.endswith((".bin", ".pth", ".pt"))]

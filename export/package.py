@@ -7,7 +7,7 @@ from pathlib import Path
 
 from export.blocks import Parts
 from export.blueprint import Blueprint, read_blueprint
-from export.calibration import BUILTIN, FEWEST_LOGITS, NONE, Calibration, Results, calibrate, measure
+from export.calibration import BUILTIN, NONE, Calibration, Results, calibrate, measure
 from export.checkpoint import Checkpoint
 from export.decoder import build_decoder
 from export.folder import partial_folder, put_in_place, require_free_output
@@ -17,6 +17,7 @@ from export.graph import Graph
 from export.layer_graphs import LayerGraphs
 from export.layerwise import num_steps
 from export.vision import build_vision
+from quant.agreement import FEWEST_LOGITS
 from quant.kernels import KERNELS
 from quant.losses import costliest
 from quant.selection import UNQUANTISED, Plan

@@ -108,7 +108,7 @@ def open_tensors(file: FileIO) -> list[Tensor]:
             f"{path} has no readable safetensors header ({error}): the file is cut or damaged, download it again."
         ) from error
     end = 8 + header_bytes
-    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != end:
             raise CheckpointError(
                 f"{path} has tensor {tensor.name} at byte {tensor.offset} where {end} was expected: "

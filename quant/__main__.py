@@ -8,13 +8,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from quant.agreement import require_cosine
+from quant.agreement import FEWEST_LOGITS, require_cosine
 from quant.compare import Comparison, compare
 from quant.losses import costliest
 from quant.plot import require_plot, write_plot
 from quant.summary import summary
+from runtime.errors import InputError
 from runtime.exit_code import exit_code
-from runtime.manifest import Manifest
+from runtime.manifest import Manifest, Task
 from runtime.results import print_line
 from runtime.version import VERSION
 
@@ -92,16 +93,23 @@ def _compare(options: argparse.Namespace) -> int:
         print_line(line)
     if options.plot:
         write_plot(comparison, title, options.plot)
-    return _verdict(comparison, options.min_cosine)
+    return _verdict(comparison, one.task, options.min_cosine)
 
 
-def _verdict(comparison: Comparison, least: float | None) -> int:
-    cosine = comparison.agreement.cosine_mean
-    if least is None or cosine >= least:
+def _verdict(comparison: Comparison, task: Task, least: float | None) -> int:
+    agreement, is_vectors = comparison.agreement, task == "embedding"
+    if least is None:
+        return 0
+    if not is_vectors and agreement.count < FEWEST_LOGITS:
+        raise InputError(
+            f"--min-cosine compares a reranker's logits over all pairs, and these are {agreement.count}; "
+            f"give {FEWEST_LOGITS} or more, or leave it out."
+        )
+    if agreement.cosine_mean >= least:
         return 0
     print(
-        f"the mean cosine {cosine:.5f} is below --min-cosine {least}; "
-        f"these layers cost most: {costliest(comparison.layers)}.",
+        f"the {'mean cosine' if is_vectors else 'correlation of the logits'} {agreement.cosine_mean:.5f} is below "
+        f"--min-cosine {least}; these layers cost most: {costliest(comparison.layers)}.",
         file=sys.stderr,
     )
     return 1

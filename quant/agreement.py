@@ -7,11 +7,12 @@ import numpy as np
 from runtime.errors import InputError
 
 TOP = 10
+FEWEST_LOGITS = 8  # of one the correlation is 1, of two 1 or -1, whatever they are
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of float32 and quantised results for the same inputs; what compares inputs with each other is 1 for one input.
+    """Of float32 and quantised results for the same inputs; what compares inputs with each other is 1 for equal ones.
 
     Embeddings [N, D]: `cosine` and `centred` (the mean vector taken off first) as mean and minimum over inputs,
     `overlap` of each input's nearest TOP. Scores [N]: all four are the correlation of the logits, `overlap` is that of
@@ -126,8 +127,8 @@ def _overlap(similar: np.ndarray, similar_found: np.ndarray) -> float:
 
 
 def _centred_cosines(one: np.ndarray, other: np.ndarray, axis: int = 1) -> np.ndarray:
-    """Cosines along `axis` of [N, D] after the mean row is taken off; 1 where only one row makes the mean."""
-    if len(one) < 2:
+    """Cosines along `axis` of [N, D] after the mean row is taken off; 1 where rows are equal and nothing is left."""
+    if (one == one[:1]).all() and (other == other[:1]).all():
         return np.ones(one.shape[1 - axis])
     centred, centred_other = one - one.mean(axis=0), other - other.mean(axis=0)
     cosines: np.ndarray = (_unit(centred, axis) * _unit(centred_other, axis)).sum(axis=axis)

@@ -70,7 +70,9 @@ def items_from(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         )
     items = [item for path in sorted(folder.iterdir()) for item in _items_of(path)]
     if not items:
-        raise InputError(f"--calibrate {folder} holds no .txt, .md, .png, .jpg, .jpeg, .webp or .jsonl file.")
+        raise InputError(
+            f"--calibrate {folder} holds no sample; put .txt, .md, .png, .jpg, .jpeg, .webp or .jsonl files there."
+        )
     return items
 
 

@@ -60,6 +60,12 @@ def test_overlap_is_that_of_the_nearest() -> None:
     assert score_agreement(scores, swapped).overlap == 0.9
 
 
+def test_equal_inputs_have_no_order_to_lose() -> None:
+    embedding = embedding_agreement(*np.eye(2)[:, None].repeat(26, axis=1))
+    for found in (embedding, score_agreement(np.full(10, 3.3), np.full(10, 3.1))):
+        assert [getattr(found, name) for name in OF_SEVERAL] == [1] * len(OF_SEVERAL)
+
+
 def test_order_of_pairs() -> None:
     assert kendall(np.array([1, 2, 3]), np.array([1, 3, 2])) == pytest.approx(1 / 3)
     assert kendall(np.array([1, 1, 2]), np.array([5, 6, 7])) == 1  # the tied pair has no order to keep

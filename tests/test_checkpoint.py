@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 from small_checkpoints import FIRST, SECOND, random_tensors, refusal, write_index, write_shards, write_single
 
-from export.checkpoint import INDEX_FILE, Checkpoint
+from export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from runtime.errors import CheckpointError
 
 
@@ -152,6 +152,11 @@ def test_shards_without_their_index(tmp_path):
     write_shards(tmp_path, random_tensors())
     (tmp_path / INDEX_FILE).unlink()
     assert f"holds {FIRST} but no {INDEX_FILE}" in refusal(tmp_path)
+
+
+def test_weights_that_are_a_link_to_nothing(tmp_path):
+    (tmp_path / SINGLE_FILE).symlink_to("../../blobs/0123")
+    assert f"{SINGLE_FILE} is a folder or a link to nothing" in refusal(tmp_path)
 
 
 def test_a_missing_shard_is_named(tmp_path):

@@ -162,6 +162,11 @@ def test_rerankers_are_compared_by_their_logits(package: Packages, run: Run, lin
     assert "blocks" not in out, "no picture, no vision encoder"
     found = compare(float_package, int4, file)
     assert 0 < found.agreement.largest < 1 and found.rows > 5
+    code, _, err = run(float_package, int4, "--inputs", file, "--min-cosine", "0.5")
+    message = "error: --min-cosine compares a reranker's logits over all pairs, and these are 5; "
+    assert (code, err) == (2, f"{message}give 8 or more, or leave it out.\n")
+    code, _, err = run(float_package, int4, "--min-cosine", "1")
+    assert code == 1 and err.startswith("the correlation of the logits 0.") and "is below --min-cosine 1.0;" in err
 
 
 def test_inputs_of_ones_own(package: Packages, run: Run, lines: Callable[..., Path], tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def blocks() -> list[Block]:
     return found
 
 
+def test_the_map_names_every_module() -> None:
+    named = set(re.findall(r"\w+", README.partition("## Map of the code")[2]))
+    paths = [path for package in ("export", "quant", "runtime") for path in (REPOSITORY / package).rglob("*.py")]
+    modules = {path.stem for path in paths if not path.stem.startswith("__") and not path.stem.endswith("_command")}
+    assert modules - named == set()
+
+
+def test_there_are_no_more_pictures_than_emoji() -> None:
+    everything = some(10_000)
+    assert len({each.slug for each in everything}) == len(everything)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Has what the README names."""

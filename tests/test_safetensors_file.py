@@ -195,6 +195,13 @@ def test_tensors_that_overlap_or_leave_a_gap(tmp_path, start):
     assert "has tensor b at byte" in refusal(tmp_path)
 
 
+def test_an_empty_tensor_may_be_named_after_its_neighbour(tmp_path):
+    write_raw(tmp_path, {"a": entry([2], 0, 8), "empty": entry([0], 0, 0)}, size=8)
+    assert len(load_file(tmp_path / SINGLE_FILE)) == 2
+    with Checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.names == {"a", "empty"}
+
+
 def test_the_same_tensor_twice_in_one_file(tmp_path):
     one = json.dumps(entry([2], 0, 8))
     write_raw(tmp_path, f'{{"a": {one}, "a": {one}}}', size=8)

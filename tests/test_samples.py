@@ -103,4 +103,5 @@ def test_no_folder_and_nothing_in_it(tmp_path: Path) -> None:
     assert refusal(tmp_path / "missing").startswith(f"--calibrate {tmp_path / 'missing'} is not a folder; pass one")
     (tmp_path / "a.csv").write_text("left, out")
     assert refusal(tmp_path / "a.csv").startswith(f"--calibrate {tmp_path / 'a.csv'} is not a folder; pass one")
-    assert refusal(tmp_path).startswith(f"--calibrate {tmp_path} holds no .txt")
+    (tmp_path / "a.jsonl").touch()
+    assert refusal(tmp_path).startswith(f"--calibrate {tmp_path} holds no sample; put .txt")

@@ -1,8 +1,11 @@
 """The model that the small embedder was trained with against transformers, and the batches it was given."""
 
+import io
 import json
 import math
 import random
+import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,15 +21,19 @@ from torch.nn import functional as F
 from export.reference import ReferenceEmbedder, ReferenceReranker
 from runtime.image import patchify
 from runtime.positions import text_rotary
+from training import embedder
 from training.augment import PATCH, augmented, patches
 from training.checkpoint import SHAPES, new_model, read_weights
 from training.comparison import AT_END, AT_QUERY, COMPARED, lay_out
 from training.concepts import Concept
+from training.curves import joined
+from training.drawings import read_drawings
 from training.evaluate import yes_logits
 from training.model import Qwen3VL
 from training.prompts import Prompter
 from training.rotation import as_rotation
-from training.schedule import rounded
+from training.schedule import record, rounded
+from training.sources import NpmPackage, fetch
 from training.texts import said_about
 
 Checkpoints = Callable[[Shape, Task], Path]
@@ -110,6 +117,56 @@ def test_names_come_first_and_keywords_do_not_repeat_them() -> None:
     said = said_about(Concept("1f697", names, keywords, {}), random.Random(0))
     assert [texts[0] for texts in said.values()] == ["red car", "rotes Auto"]
     assert "red car: car" in said["en"] and said["de"] == ["rotes Auto"]
+
+
+def test_a_curve_goes_on_where_the_training_before_ended(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.jsonl"
+    record([{"step": 100, "loss": 3.0}, {"step": 200, "loss": 2.0}], path, resumed=False)
+    record([{"step": 400, "loss": 1.0}], path, resumed=True)
+    assert [point["step"] for point in joined(path) if "loss" in point] == [100, 200, 600]
+
+
+def test_more_concepts_a_step_than_there_are_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(embedder, "read_concepts", lambda cache: [Concept("1f697", {}, {}, {})] * 3)
+    monkeypatch.setattr("sys.argv", ["embedder", str(tmp_path), "--batch", "4"])
+    with pytest.raises(SystemExit):
+        embedder.main()
+    assert capsys.readouterr().err.endswith("error: --batch is 4, and there are 3 concepts; choose fewer.\n")
+
+
+def test_sources_that_are_cut_short_are_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        for name in ("a", "b"):
+            facts = tarfile.TarInfo(f"package/{name}")
+            facts.size = 50_000
+            tar.addfile(facts, io.BytesIO(random.Random(0).randbytes(facts.size)))
+    contents = [file.getvalue()[:-10_000], file.getvalue()]
+
+    def pack(command: object, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
+        (cwd / "archive.tgz").write_bytes(contents.pop(0))
+        return subprocess.CompletedProcess([], 0, stdout="archive.tgz\n")
+
+    monkeypatch.setattr(subprocess, "run", pack)
+    package = NpmPackage("some", "1.0", "MIT")
+    with pytest.raises(EOFError):
+        fetch(package, tmp_path)
+    assert sorted(path.name for path in fetch(package, tmp_path).iterdir()) == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["some-1.0"]
+
+
+def test_drawings_that_were_cut_short_are_rendered_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def cut(file: Path, content: object) -> None:
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.drawings.STYLES", {})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "save", cut)
+        read_drawings([], tmp_path)
+    assert read_drawings([], tmp_path).size == 0
 
 
 def test_rounded_weights_are_put_back(checkpoint: Checkpoints) -> None:

@@ -23,7 +23,9 @@ def read_drawings(concepts: list[Concept], cache: Path) -> NDArray[np.uint8]:
         pixels = np.zeros((len(STYLES), len(concepts), SIDE, SIDE, 4), np.uint8)
         for index, style in enumerate(STYLES):
             _render_style(style, concepts, cache, pixels[index])
-        np.save(path, pixels)
+        partial = path.with_suffix(".partial.npy")  # what is cut short is not taken for the drawings
+        np.save(partial, pixels)
+        partial.rename(path)
     drawings: NDArray[np.uint8] = np.load(path)
     return drawings
 

@@ -6,7 +6,6 @@ FOLDER/tiny becomes the checkpoint, FOLDER/tiny.jsonl the curve; the sources are
 """
 
 import argparse
-import json
 import math
 import random
 from functools import partial
@@ -25,7 +24,7 @@ from training.data import Contents, Data
 from training.evaluate import names, recall
 from training.model import Qwen3VL
 from training.prompts import Prompter
-from training.schedule import Course, Point, train
+from training.schedule import Course, Point, record, train
 from training.texts import said_about
 from training.tokenizer import learn_vocabulary
 
@@ -76,6 +75,8 @@ def main() -> None:
     torch.manual_seed(options.resume)
     checkpoint = options.folder / "tiny"
     concepts = read_concepts(options.folder / "sources")
+    if options.batch > len(concepts):
+        parser.error(f"--batch is {options.batch}, and there are {len(concepts)} concepts; choose fewer.")
     if not options.resume:
         write_folder(checkpoint, learn_vocabulary(corpus(concepts)), "embedding")
     prompter = Prompter(checkpoint)
@@ -94,10 +95,7 @@ def main() -> None:
         write_weights(checkpoint, average)
         return recall(average, data, prompter)
 
-    with (options.folder / "tiny.jsonl").open("a" if options.resume else "w") as curve:
-        for entry in train(model, step_loss, measure, optimizer, course):
-            print(json.dumps(entry), file=curve, flush=True)
-            print(entry, flush=True)
+    record(train(model, step_loss, measure, optimizer, course), options.folder / "tiny.jsonl", options.resume)
 
 
 def anchor_group(anchors: Anchors, rate: float) -> dict[str, Any]:

@@ -6,7 +6,6 @@ FOLDER/tiny is read; FOLDER/tiny-reranker becomes the checkpoint, FOLDER/tiny-re
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from training.embedder import Anchors, anchor_group, classified, read
 from training.evaluate import INSTRUCTION, confusable, names, reranked, retrieval, yes_logits
 from training.model import Qwen3VL
 from training.prompts import Prompter
-from training.schedule import Course, Point, train
+from training.schedule import Course, Point, record, train
 
 TAUGHT, PAIRS = 1100, 384  # steps in which the embedder teaches, and their pairs
 RATE, LATER_RATE = 1e-3, 8e-4  # of these, and by default of the later ones
@@ -79,10 +78,7 @@ def main() -> None:
         return reranked(average, data, prompter, found, every=4)
 
     print(measure(model), flush=True)
-    with (options.folder / "tiny-reranker.jsonl").open("a" if options.resume else "w") as curve:
-        for entry in train(model, step_loss, measure, optimizer, course):
-            print(json.dumps(entry), file=curve, flush=True)
-            print(entry, flush=True)
+    record(train(model, step_loss, measure, optimizer, course), options.folder / "tiny-reranker.jsonl", options.resume)
 
 
 def learnt(model: Qwen3VL, rate: float) -> list[dict[str, Any]]:

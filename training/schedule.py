@@ -1,11 +1,13 @@
 """One way to train both models: AdamW, warm-up and cosine, averaged weights, a point of the curve now and then."""
 
 import copy
+import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -56,6 +58,16 @@ def train(
             yield {"step": step, "loss": float(torch.stack(losses).mean()), "seconds": seconds} | measure(average)
             losses = []
     model.load_state_dict(average.state_dict())
+
+
+def record(points: Iterable[Point], path: Path, resumed: bool) -> None:
+    """Print points and write them to a curve, behind those of the training that went before if `resumed`."""
+    with path.open("a" if resumed else "w", encoding="utf-8") as curve:
+        if resumed:
+            print(json.dumps({"step": 0}), file=curve)  # `training.curves` counts on from here
+        for point in points:
+            print(json.dumps(point), file=curve, flush=True)
+            print(point, flush=True)
 
 
 def rate(step: int, steps: int) -> float:

@@ -43,8 +43,10 @@ def fetch(package: NpmPackage, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
         archive = cache / subprocess.run(command, cwd=cache, check=True, capture_output=True, text=True).stdout.strip()
+        partial = folder.with_name(f"{folder.name}.partial")  # what is cut short is not taken for the package
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(partial, filter="data")
+        partial.rename(folder)
         archive.unlink()
     return folder / "package"
 
