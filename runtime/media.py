@@ -26,7 +26,7 @@ from PIL import Image
 from runtime.download import FetchLimits, download, shortened
 from runtime.errors import MediaError
 
-__all__ = ["FetchLimits", "ImageSource", "content_name", "load_image", "local_file"]
+__all__ = ["FetchLimits", "ImageSource", "content_name", "load_image", "local_file", "require_size"]
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]
 
@@ -215,14 +215,18 @@ def _identified(stream: BinaryIO) -> Image.Image | None:
     return None
 
 
-def _decoded(image: Image.Image, name: str, limits: FetchLimits) -> Image.Image:
-    pixels = image.width * image.height
-    if pixels > limits.max_image_pixels:
+def require_size(width: int, height: int, name: str, limits: FetchLimits) -> None:
+    """MediaError for a picture of more pixels than are decoded."""
+    if width * height > limits.max_image_pixels:
         raise MediaError(
-            f"{name} decodes to {image.width}x{image.height} pixels, over the limit of "
+            f"{name} decodes to {width}x{height} pixels, over the limit of "
             f"{limits.max_image_pixels}; shrink it or raise FetchLimits.max_image_pixels."
         )
-    if not pixels:
+
+
+def _decoded(image: Image.Image, name: str, limits: FetchLimits) -> Image.Image:
+    require_size(image.width, image.height, name, limits)
+    if not image.width * image.height:
         raise MediaError(f"{name} has no pixels ({image.width}x{image.height}); pass a picture with an area.")
     try:
         image.load()
