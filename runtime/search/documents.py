@@ -42,7 +42,7 @@ class FoundFile:
         """Whether it is another one now, or gone."""
         try:
             return self != found_file(self.path, os.stat(self.path))
-        except OSError:
+        except (OSError, ValueError):  # a name that this process's locale has no bytes for
             return True
 
 
