@@ -205,6 +205,9 @@ def test_bad_addresses_are_named(address: str) -> None:
     assert failure(f"{address}/missing.png").startswith(f"{address}/missing.png answered HTTP 404")
     assert failure(f"{address}/text").startswith(f"{address}/text is not a picture")
     assert failure(f"{address}/empty").startswith(f"{address}/empty has zero bytes")
+    circle = failure(f"{address}/circle")
+    assert circle.endswith(" would lead to an infinite loop; check that the address exists and is public.")
+    assert "\n" not in circle
     assert failure(f"{address}/short").startswith(f"{address}/short was cut short")
     assert failure(f"{address}/elsewhere").startswith(f"{address}/elsewhere cannot be downloaded (unknown url")
     assert failure("http://127.0.0.1:1/a.png").startswith("http://127.0.0.1:1/a.png cannot be downloaded (")
