@@ -70,7 +70,7 @@ def _repository(model: str, path: Path) -> str:
     names = ", ".join((*PUBLISHED, *SMALL))
     if model.startswith((".", "~")) or "/" in model or "\\" in model:
         raise CheckpointError(
-            f"There is no folder {path}: give an existing checkpoint folder, one of {names}, or a "
+            f"There is no folder {path}: give an existing checkpoint folder, one of {names}, or a"
             " repository as org/name."
         )
     raise CheckpointError(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -35,8 +36,8 @@ def add_bench(commands: Any) -> None:
 def bench(options: argparse.Namespace, complaints: list[str]) -> Lines:
     """The machine, then a table that grows as cases are done. Raises InputError, PackageError."""
     output: Path | None = options.json
-    if output and not output.parent.is_dir():  # found now rather than after minutes of work
-        raise InputError(f"--json {output}: there is no folder {output.parent}; create it or choose another.")
+    if output:
+        _require_place(output)  # found now rather than after minutes of work
     if options.batch_tokens is not None:
         require_positive("batch_tokens", options.batch_tokens)
     task = Manifest.read(options.package).task
@@ -57,6 +58,13 @@ def bench(options: argparse.Namespace, complaints: list[str]) -> Lines:
     yield f"\npeak of the process: {_size(peak)}"
     if output:
         _write(output, {"facts": facts, "opening": _stage(opening, opened), "cases": _cases(done), "peak": peak})
+
+
+def _require_place(output: Path) -> None:
+    if not output.parent.is_dir():
+        raise InputError(f"--json {output}: there is no folder {output.parent}; create it or choose another.")
+    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise InputError(f"--json {output} cannot be written; choose another place.")
 
 
 def _facts(manifest: Manifest, options: argparse.Namespace) -> dict[str, str]:

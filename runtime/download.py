@@ -94,8 +94,9 @@ def download(url: str, limits: FetchLimits, write: Callable[[bytes], object]) ->
         raise
     except HTTPError as error:
         error.close()
+        words = error.reason.partition("\n")[0].rstrip(".")  # urllib's own, of a redirect in a circle, has three lines
         raise MediaError(
-            f"{name} answered HTTP {error.code} {error.reason}; check that the address exists and is public."
+            f"{name} answered HTTP {error.code} {words}; check that the address exists and is public."
         ) from error
     except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error

@@ -1,5 +1,6 @@
 """How a command ends: its own exit code, or that of an error, with one sentence on stderr."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ def exit_code(run: Callable[[], int], interrupted: str = "") -> int:
 
     `interrupted` is what Ctrl-C leaves behind, in words; a KeyboardInterrupt may bring its own.
     """
+    if sys.stderr is None:  # closed, as by 2>&-: words go nowhere, and no file gets its number
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (stays open)
     try:
         return run()
     except Qwen3VLError as error:

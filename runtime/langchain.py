@@ -95,7 +95,7 @@ class Qwen3VLCompressor(BaseDocumentCompressor):
         contents = [self._content(document) for document in documents]
         return [
             documents[index].model_copy(update={"metadata": {**documents[index].metadata, "relevance_score": score}})
-            for index, score in best(self.reranker, {"text": query}, contents, self.instruction, self.top_n)
+            for index, score in best(self.reranker, {"text": [query]}, contents, self.instruction, self.top_n)
         ]
 
     def _content(self, document: Document) -> dict[str, object]:

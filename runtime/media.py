@@ -8,6 +8,7 @@ import binascii
 import io
 import os
 import re
+import stat
 import struct
 import tempfile
 import zlib
@@ -25,7 +26,7 @@ from PIL import Image
 from runtime.download import FetchLimits, download, shortened
 from runtime.errors import MediaError
 
-__all__ = ["FetchLimits", "ImageSource", "content_name", "load_image", "local_file"]
+__all__ = ["FetchLimits", "ImageSource", "content_name", "load_image", "local_file", "require_size"]
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]
 
@@ -131,13 +132,17 @@ def _existing_file(source: object, name: str, kind: str) -> Path:
         raise MediaError(f"the path is empty; pass the path of {kind} file, or leave the key out.")
     path = Path(text)
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except (OSError, ValueError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        # Not the whole OSError: it would repeat the path, which may be a picture in base64.
+        words = getattr(error, "strerror", None) or error
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({words})"
         raise MediaError(f"{name} {reason}; check the path (working folder: {Path.cwd()}).") from error
-    if path.is_dir():
+    if stat.S_ISDIR(found.st_mode):
         raise MediaError(f"{name} is a directory; pass the path of {kind} file.")
-    if path.is_file() and size == 0:
+    if not stat.S_ISREG(found.st_mode):  # a pipe cannot be sought in, and may be waited for without end
+        raise MediaError(f"{name} is a pipe or a device; write what comes out of it to a file, and pass that.")
+    if not found.st_size:
         raise MediaError(f"{name} has zero bytes; replace the file, its download or copy probably failed.")
     return path
 
@@ -210,14 +215,18 @@ def _identified(stream: BinaryIO) -> Image.Image | None:
     return None
 
 
-def _decoded(image: Image.Image, name: str, limits: FetchLimits) -> Image.Image:
-    pixels = image.width * image.height
-    if pixels > limits.max_image_pixels:
+def require_size(width: int, height: int, name: str, limits: FetchLimits) -> None:
+    """MediaError for a picture of more pixels than are decoded."""
+    if width * height > limits.max_image_pixels:
         raise MediaError(
-            f"{name} decodes to {image.width}x{image.height} pixels, over the limit of "
+            f"{name} decodes to {width}x{height} pixels, over the limit of "
             f"{limits.max_image_pixels}; shrink it or raise FetchLimits.max_image_pixels."
         )
-    if not pixels:
+
+
+def _decoded(image: Image.Image, name: str, limits: FetchLimits) -> Image.Image:
+    require_size(image.width, image.height, name, limits)
+    if not image.width * image.height:
         raise MediaError(f"{name} has no pixels ({image.width}x{image.height}); pass a picture with an area.")
     try:
         image.load()

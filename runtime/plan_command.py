@@ -93,7 +93,8 @@ def _setting(options: argparse.Namespace) -> Setting:
 
 def _asked(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[str, Callable[[], Workload]]]:
     """What to plan, by name: the asked inputs, or two texts and a picture at the pixel budget."""
-    encoder, side = setting.encoder, math.isqrt(setting.encoder.options.max_pixels)
+    encoder, chosen = setting.encoder, setting.encoder.options
+    side = math.isqrt(min(chosen.max_pixels, chosen.fetch.max_image_pixels))
     nothing = not (options.tokens or options.image or options.video)
     for tokens in [SHORT_TEXT, LONG_TEXT] if nothing else options.tokens:
         yield f"text of {tokens}", partial(text_workload, tokens)

@@ -35,7 +35,8 @@ def embedded(
     embedder: Qwen3VLEmbedder, key: str, values: Sequence[object], instruction: str | None
 ) -> list[list[float]]:
     """The vectors of `values`, each a text, image or video as `key` says; floats that are those of float32."""
-    rows = embedder.process([{key: value, "instruction": instruction} for value in values])
+    # In a list None is refused; alone it would be an input without one.
+    rows = embedder.process([{key: [value], "instruction": instruction} for value in values])
     vectors: list[list[float]] = rows.tolist()
     return vectors
 

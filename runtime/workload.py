@@ -10,6 +10,7 @@ from runtime.errors import InputError
 from runtime.image import Visual, smart_resize
 from runtime.inputs import Content
 from runtime.manifest import Task
+from runtime.media import require_size
 from runtime.video import frame_size, pair_timestamps, sample_indices
 
 QUERY = Loaded(Content(("a red car",)), ())  # of the pair in which a reranker's input stands
@@ -54,6 +55,7 @@ def picture_workload(size: str, encoder: Encoder) -> Workload:
     """A picture of `WIDTHxHEIGHT` pixels. Raises InputError, also for one the runtime refuses."""
     width, height = map(int, _numbers(PICTURE, size, "--image", "the size of a picture such as 4000x3000"))
     options, patch = encoder.options, encoder.patch
+    require_size(width, height, "it", options.fetch)
     resized = smart_resize(height, width, patch.factor, options.min_pixels, options.max_pixels)
     visual = _blank(encoder, (1, resized[0] // patch.patch_size, resized[1] // patch.patch_size), None)
     return Workload(f"picture {size}", Loaded(Content(images=("",)), (visual,)), source=(height, width))

@@ -18,9 +18,10 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "missing.png":
             self.send_error(404)
             return
-        if kind in ("away", "elsewhere"):
+        places = {"away": "/ok.png", "elsewhere": "ftp://127.0.0.1/ok.png", "circle": "/circle"}
+        if kind in places:
             self.send_response(302)
-            self.send_header("Location", "/ok.png" if kind == "away" else "ftp://127.0.0.1/ok.png")
+            self.send_header("Location", places[kind])
             self.end_headers()
             return
         if kind == "agent":

@@ -66,6 +66,8 @@ def test_ends_that_are_closed(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == "error: --input - cannot be read (Bad file descriptor); check the path.\n"
     assert list(tmp_path.iterdir()) == []
+    done = shell('exec "$@" 2>&-', "embed", folder, "--text", "a")
+    assert done.returncode == 0 and done.stdout.count("\n") == 1
     done = shell('{ "$@"; echo $? >&2; } | true', "embed", folder, *TEXTS, *TEXTS)
     assert (done.stdout, done.stderr) == ("", "141\n")
 

@@ -144,6 +144,16 @@ def test_pictures_are_reranked_as_pictures(reranker: Qwen3VLReranker, png: str) 
         assert [found[document.page_content] for document in documents] == scores
 
 
+def test_none_is_no_input(embedder: Qwen3VLEmbedder, reranker: Qwen3VLReranker) -> None:
+    nothing: Any = None
+    with pytest.raises(InputError, match=r"inputs\[0\]: text is None, expected a string"):
+        Qwen3VLEmbeddings(embedder).embed_query(nothing)
+    with pytest.raises(InputError, match=r"inputs\[0\]: image is None, expected a path"):
+        Qwen3VLEmbeddings(embedder).embed_image([nothing])
+    with pytest.raises(InputError, match="query: text is None, expected a string"):
+        Qwen3VLCompressor(reranker).compress_documents([Document("a duck")], nothing)
+
+
 def test_wrong_use_is_a_sentence(package: Packages, embedder: Qwen3VLEmbedder, reranker: Qwen3VLReranker) -> None:
     wrong: Any = reranker
     with pytest.raises(InputError, match="type Qwen3VLReranker was given, expected a Qwen3VLEmbedder or the path"):

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import os
 import struct
 import time
 import zlib
@@ -125,6 +126,10 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.png")
     assert failure(missing).startswith(f"{missing} does not exist")
     assert failure(tmp_path).startswith(f"{tmp_path} is a directory")
+    assert len(failure("A" * 100_000)) < 1000, "base64 without its data: in front"
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+        assert failure(tmp_path / "pipe.png").startswith(f"{tmp_path / 'pipe.png'} is a pipe or a device; ")
     assert failure(tmp_path / "empty.png").startswith(f"{tmp_path / 'empty.png'} has zero bytes")
     assert failure(tmp_path / "text.png").startswith(f"{tmp_path / 'text.png'} is not a picture")
     for name in ("half.png", "half.jpg"):
@@ -200,6 +205,9 @@ def test_bad_addresses_are_named(address: str) -> None:
     assert failure(f"{address}/missing.png").startswith(f"{address}/missing.png answered HTTP 404")
     assert failure(f"{address}/text").startswith(f"{address}/text is not a picture")
     assert failure(f"{address}/empty").startswith(f"{address}/empty has zero bytes")
+    circle = failure(f"{address}/circle")
+    assert circle.endswith(" would lead to an infinite loop; check that the address exists and is public.")
+    assert "\n" not in circle
     assert failure(f"{address}/short").startswith(f"{address}/short was cut short")
     assert failure(f"{address}/elsewhere").startswith(f"{address}/elsewhere cannot be downloaded (unknown url")
     assert failure("http://127.0.0.1:1/a.png").startswith("http://127.0.0.1:1/a.png cannot be downloaded (")

@@ -172,6 +172,11 @@ def test_the_table_says_it_all_to_a_reader(run: Run, folder: Path) -> None:
     assert lines[-1].startswith("--max-pixels ")
 
 
+def test_a_budget_beyond_all_pictures_plans_the_largest_one(run: Run, folder: Path) -> None:
+    code, out, _ = run(folder, "--max-pixels", 10**23, "--ram", "1MB")
+    assert code == 1 and "\npicture 13377x13377 " in out
+
+
 def test_arguments_that_make_no_sense_are_named(run: Run, folder: Path, tmp_path: Path) -> None:
     cases: list[tuple[list[object], str]] = [
         ([folder, "--tokens", "many"], "--tokens is 'many', expected a number of tokens"),

@@ -12,6 +12,8 @@ from PIL import Image
 from random_checkpoint import TINY_2B
 
 from runtime import Hit, InputError, Qwen3VLEmbedder, Qwen3VLReranker, Searcher, SearchIndexError, rerank
+from runtime.search.documents import FoundFile
+from runtime.search.searcher import read_again
 from runtime.search.vector_store import STORES, StoreName
 
 Packages = Callable[..., Path]
@@ -163,6 +165,15 @@ def test_what_changed_since_stands_last(embedder: Qwen3VLEmbedder, reranker: Qwe
         ]
     )
     assert rerank(reranker, {"text": "a"}, []) == []
+
+
+def test_a_name_without_bytes_is_a_file_that_cannot_be_read() -> None:
+    """As one that was indexed under UTF-8 and is read where the locale has another encoding."""
+    nul = "a\0b.png"
+    (problem,) = read_again([Hit(nul, None, "0", 1.0)]).values()
+    assert isinstance(problem, InputError)
+    assert str(problem) == f"{nul} cannot be read (embedded null byte); check that it is there."
+    assert FoundFile(nul, 1, 1).changed
 
 
 def test_another_regime_is_refused_with_the_reason(package: Packages, searcher: Searcher, tmp_path: Path) -> None:

@@ -231,6 +231,12 @@ def test_lines_are_documents(searcher: Searcher, embedder: Counting, folder: Pat
         ("[" * 100_000, "nested too deeply"),
         (r'{"image": "a\u0000b.png"}', "names a file that cannot be"),
         (r'{"image": "\ud800/a.png"}', "cannot be"),
+        ('{"image": "."}', "documents/. is a folder, a pipe or a device"),
+        pytest.param(
+            *('{"image": "/dev/zero"}', "/dev/zero is a folder, a pipe or a device"),
+            marks=pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no /dev/zero"),
+        ),
+        (f'{{"image": "{"A" * 100_000}"}}', "AAA… (100"),
         ('""', "has neither words nor a picture"),
         ('{"text": [" "], "image": []}', "has neither words nor a picture"),
         ("{}", "has neither words nor a picture"),

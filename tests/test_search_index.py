@@ -126,6 +126,19 @@ def test_rows_that_are_missing_are_named(tmp_path: Path, name: str) -> None:
     assert refusal(lambda: SearchIndex(folder)).startswith(f"{path} is missing from the index; delete the index")
 
 
+def test_an_index_that_may_not_be_read_is_not_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "index"
+    made(folder, 1)
+
+    def refuse(path: Path, **_: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert refusal(lambda: SearchIndex(folder)) == (
+        f"{folder / 'index.json'} cannot be read (Permission denied); check its permissions."
+    )
+
+
 def test_a_damaged_header_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     made(folder, 1)

@@ -117,6 +117,8 @@ def test_visual_tokens_that_are_too_many_are_refused_in_the_runtimes_words(check
 def test_a_shape_that_the_runtime_refuses_is_refused(real: Encoder) -> None:
     with pytest.raises(MediaError, match="aspect ratio of 201"):
         picture_workload("4020x20", real)
+    with pytest.raises(MediaError, match=r"^it decodes to 20000x20000 pixels, over the limit"):
+        picture_workload("20000x20000", real)
     with pytest.raises(MediaError, match="leave fewer than the 2"):
         video_workload("0.01s@64x64", real)
 

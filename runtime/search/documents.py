@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.download import shortened
 from runtime.errors import InputError
 from runtime.inputs import CONTENT_KEYS, ITEM_KEYS
 from runtime.json_lines import json_value, numbered_lines
@@ -41,7 +42,7 @@ class FoundFile:
         """Whether it is another one now, or gone."""
         try:
             return self != found_file(self.path, os.stat(self.path))
-        except OSError:
+        except (OSError, ValueError):  # a name that this process's locale has no bytes for
             return True
 
 
@@ -168,7 +169,7 @@ def _of_line(path: str, line: int, content: str) -> Document:
     try:
         return _document(path, line, item)
     except OSError as error:
-        return _unusable(path, line, f"{where}: {error.filename} cannot be read ({error.strerror}).")
+        return _unusable(path, line, f"{where}: {shortened(error.filename)} cannot be read ({error.strerror}).")
     except ValueError as error:  # of a name that no file can have
         return _unusable(path, line, f"{where} names a file that cannot be ({error}); correct it.")
 
@@ -178,7 +179,7 @@ def _unusable(path: str, line: int, problem: str) -> Document:
 
 
 def _document(path: str, line: int | None, item: dict[str, Any]) -> Document:
-    """The paths of `item` made absolute, and its hash. Raises OSError."""
+    """The paths of `item` made absolute, and its hash. Raises OSError, ValueError."""
     folder, placed, stamped = os.path.dirname(path), dict(item), dict(item)
     media = [item.get(key) for key in MEDIA_KEYS]
     named = () if line is None else tuple(_named(media, folder))  # looked at first: what changes later is seen
@@ -190,13 +191,16 @@ def _document(path: str, line: int | None, item: dict[str, Any]) -> Document:
 
 
 def _named(value: Any, folder: str) -> Iterator[FoundFile]:
-    """The file behind a path, or those of a list. Raises OSError."""
+    """The file behind a path, or those of a list. Raises OSError, and ValueError for what is no file."""
     if isinstance(value, list):
         for each in value:
             yield from _named(each, folder)
     elif _is_path(value):
         path = os.path.join(folder, value)
-        yield found_file(path, os.stat(path))
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path} is a folder, a pipe or a device")
+        yield found_file(path, found)
 
 
 def _stamped(value: Any, folder: str) -> Any:

@@ -49,7 +49,9 @@ class Header:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise SearchIndexError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+        except ValueError as error:
             raise _unreadable(path, error) from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if not isinstance(version, int):

@@ -190,8 +190,8 @@ def read_again(hits: Sequence[Hit]) -> dict[str, dict[str, Any] | InputError]:
                 files[hit.path] = {document.line: document for document in read_documents(hit.path)}
             except InputError as error:
                 files[hit.path] = error
-            except OSError as error:
-                reason = error.strerror or error
+            except (OSError, ValueError) as error:  # a name that this process's locale has no bytes for
+                reason = getattr(error, "strerror", None) or error
                 files[hit.path] = InputError(f"{hit.path} cannot be read ({reason}); check that it is there.")
         file = files[hit.path]
         document = None if isinstance(file, InputError) else file.get(hit.line)
