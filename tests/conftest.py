@@ -26,6 +26,14 @@ NAMES = {shape: name for name, shape in SHAPES.items()}
 LONGEST = ("test_real_weights.py", "test_quantised.py", "test_outliers.py", "test_killed_export.py", "test_golden.py")
 
 
+def pytest_configure() -> None:
+    """Each of several processes keeps to a processor of its own: all would start threads for every one of them."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of LONGEST, then the others, each in its own order."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
