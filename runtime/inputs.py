@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlparse
 
 import numpy as np
 from PIL import Image
@@ -197,7 +197,7 @@ def _is_frame(value: object) -> bool:
 def _is_image_path(text: str) -> bool:
     if text.startswith(("http://", "https://")):
         try:
-            text = urlsplit(text).path
+            text = urlparse(text).path  # without the parameters that a ; begins
         except ValueError:
             return False
     return os.path.splitext(text.lower())[1] in IMAGE_EXTENSIONS

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from os import PathLike
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +21,7 @@ from runtime.resize import resize_frame
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 Given = TypeVar("Given")
@@ -120,8 +122,8 @@ def pair_timestamps(indices: Sequence[int], fps: float) -> tuple[float, ...]:
 def video_visual(source: str | PathLike[str], options: VideoOptions, limits: FetchLimits, patch: PatchGrid) -> Visual:
     """The video file or http(s) address `source`, decoded frame by frame; only the sampled frames are kept.
 
-    Pixels equal decord's for 8-bit video; FFmpeg versions differ in the chroma of 10-bit video. Frames that an
-    edit list hides or that cannot be decoded are not counted (decord counts them and shows others instead).
+    Pixels equal decord's for 8-bit video; FFmpeg versions differ in the chroma of 10-bit video and of odd heights in
+    4:2:0. Frames that an edit list hides or that cannot be decoded are not counted (decord shows others instead).
 
     MediaError names the source where it cannot be fetched, decoded or used; MissingExtraError without PyAV.
     """
@@ -201,11 +203,24 @@ def _decoded(path: str, indices: list[int], options: VideoOptions, patch: PatchG
                 continue
             # Phones store portrait video lying down with a rotation beside it, counted counterclockwise.
             quarters = 0 if frame.rotation % 90 else frame.rotation // 90
-            store.put(slot, np.rot90(frame.to_ndarray(format="rgb24"), quarters))
+            store.put(slot, np.rot90(_progressive(frame).to_ndarray(format="rgb24"), quarters))
             slot += 1
             if slot == len(indices):
                 break
     return store, position + 1
+
+
+def _progressive(frame: "VideoFrame") -> "VideoFrame":
+    """The frame without the mark of two fields: PyAV 17 turns each into RGB by itself, decord does not."""
+    if not frame.interlaced_frame:
+        return frame
+    from av.filter import Graph
+
+    graph = Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))
+    graph.link_nodes(source, graph.add("setfield", "prog"), graph.add("buffersink")).configure()
+    graph.vpush(frame)
+    return graph.vpull()
 
 
 def _checked(values: Iterable[Given]) -> Iterator[Given]:

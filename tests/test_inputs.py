@@ -56,6 +56,7 @@ def same(found: Any, expected: Any) -> bool:
         ({"video": ["http://host/a.mp4?poster=b.png"]}, Content(videos=("http://host/a.mp4?poster=b.png",))),
         ({"video": ["a.png", PICTURE]}, Content(videos=(("a.png", PICTURE),))),
         ({"video": ["http://host/A.JPG?size=4", "b"]}, Content(videos=(("http://host/A.JPG?size=4", "b"),))),
+        ({"video": ["http://host/a.jpg;v=2", "b"]}, Content(videos=(("http://host/a.jpg;v=2", "b"),))),
         ({"video": [".png"]}, Content(videos=(".png",))),
         ({"video": [["a", "b"], "c.mp4", [PICTURE]]}, Content(videos=(("a", "b"), "c.mp4", (PICTURE,)))),
         (MappingProxyType({"text": "a", "video": [PICTURE], "image": PATH}), Content(("a",), (PATH,), ((PICTURE,),))),

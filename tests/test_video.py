@@ -89,6 +89,14 @@ def test_files_equal_the_reference(
 
 
 @exact_on_x86
+@pytest.mark.parametrize("first", ["tff", "bff"])
+def test_interlaced_files_equal_the_reference(first: str, tmp_path: Path, reference: Any) -> None:
+    path = write_video(tmp_path / "camcorder.mp4", (160, 96), 8, options={"x264-params": f"{first}=1"})
+    visual = video_visual(path, EXACT, LIMITS, PATCH)
+    assert_equal(visual, reference(f"file://{path}", fps=1, max_frames=64), 0.0)
+
+
+@exact_on_x86
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotated_files_equal_the_reference(degrees: int, tmp_path: Path, reference: Any) -> None:
     path = rotate(write_video(tmp_path / "phone.mp4", (320, 192), 20), degrees)
