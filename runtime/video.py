@@ -2,29 +2,22 @@
 Qwen3VLVideoProcessor do it when the two reference classes call them."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from os import PathLike
-from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.download import FetchLimits
-from runtime.errors import InputError, MediaError, MissingExtraError
+from runtime.errors import InputError, MediaError
 from runtime.image import PatchGrid, Visual, patchify, resize_image, smart_resize, to_rgb
 from runtime.linspace import linspace
 from runtime.media import ImageSource, content_name, load_image, local_file
 from runtime.resize import resize_frame
+from runtime.video_file import checked, opened, require_decoder, upright_rgb
 
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
-
-Given = TypeVar("Given")
 FRAME_FACTOR = 2  # frames are taken in pairs
 MIN_FRAMES = 4
 LIST_FPS = 2.0  # a list of frames carries no rate; the reference assumes this one
@@ -127,19 +120,10 @@ def video_visual(source: str | PathLike[str], options: VideoOptions, limits: Fet
 
     MediaError names the source where it cannot be fetched, decoded or used; MissingExtraError without PyAV.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise MissingExtraError(
-            "video files need PyAV, which is not installed; run pip install 'qwen3vl-edge[video]'."
-        ) from error
+    require_decoder()
     name = content_name(source)
     with local_file(source, limits) as path, _naming(name):
-        try:
-            return _file_visual(path, options, patch)
-        except (av.error.FFmpegError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, av.error.FFmpegError) else error
-            raise _undecodable(reason) from error
+        return _file_visual(path, options, patch)
 
 
 def frames_visual(
@@ -177,9 +161,9 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _file_visual(path: str, options: VideoOptions, patch: PatchGrid) -> Visual:
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         # Container headers may lie or be silent about the number of frames; decord counts packets too.
-        total = sum(1 for packet in _checked(container.demux(stream)) if packet.size and not packet.is_discard)
+        total = sum(1 for packet in checked(container.demux(stream)) if packet.size and not packet.is_discard)
         fps = float(stream.average_rate) if stream.average_rate else 0.0
     if not total or not fps:
         raise MediaError(f"the video has {total} frames at {fps:g} frames per second; convert it to H.264 in MP4.")
@@ -196,57 +180,13 @@ def _decoded(path: str, indices: list[int], options: VideoOptions, patch: PatchG
     """The frames at the rising `indices`, and how many were decoded until the last of them was reached."""
     store = _Frames(len(indices), options.file_pixels(patch), options.exact_resize, patch)
     slot, position = 0, -1
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         stream.thread_type = "AUTO"
-        for position, frame in enumerate(_checked(container.decode(stream))):
+        for position, frame in enumerate(checked(container.decode(stream))):
             if position < indices[slot]:
                 continue
-            # Phones store portrait video lying down with a rotation beside it, counted counterclockwise.
-            quarters = 0 if frame.rotation % 90 else frame.rotation // 90
-            store.put(slot, np.rot90(_progressive(frame).to_ndarray(format="rgb24"), quarters))
+            store.put(slot, upright_rgb(frame))
             slot += 1
             if slot == len(indices):
                 break
     return store, position + 1
-
-
-def _progressive(frame: "VideoFrame") -> "VideoFrame":
-    """The frame without the mark of two fields: PyAV 17 turns each into RGB by itself, decord does not."""
-    if not frame.interlaced_frame:
-        return frame
-    from av.filter import Graph
-
-    graph = Graph()
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))
-    graph.link_nodes(source, graph.add("setfield", "prog"), graph.add("buffersink")).configure()
-    graph.vpush(frame)
-    return graph.vpull()
-
-
-def _checked(values: Iterable[Given]) -> Iterator[Given]:
-    """What PyAV gives. Where damage adds a stream, PyAV looks for it in a list of those that it knew before."""
-    iterator = iter(values)
-    while True:
-        try:
-            value = next(iterator)
-        except StopIteration:
-            return
-        except IndexError as error:
-            raise _undecodable(error) from error
-        yield value
-
-
-def _undecodable(reason: object) -> MediaError:
-    return MediaError(f"the video cannot be decoded ({reason}); replace the file or convert it to H.264 in MP4.")
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
-    import av
-
-    # `file:` keeps a colon in a name from being read as a protocol; the list keeps playlists off the network.
-    with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, av.VideoStream):
-            raise MediaError("the file holds no video stream; pass a video.")
-        yield container, stream

@@ -42,7 +42,7 @@ commands_of() {
 }
 
 install() {
-  "$bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+  "$bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"
 }
 
 # What a user installs, in the newest versions, and pytest. dashscope comes last and without its dependencies: only

@@ -26,10 +26,13 @@ NAMES = {shape: name for name, shape in SHAPES.items()}
 LONGEST = ("test_real_weights.py", "test_quantised.py", "test_outliers.py", "test_killed_export.py", "test_golden.py")
 
 
-def pytest_configure() -> None:
-    """Each of several processes keeps to a processor of its own: all would start threads for every one of them."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Each of several processes keeps to a processor of its own: all would start threads for every one of them.
+
+    The long assertions have every processor, and as many threads as a user.
+    """
     worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker and hasattr(os, "sched_setaffinity"):
+    if worker and config.option.markexpr == "not full" and hasattr(os, "sched_setaffinity"):
         processors = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
 

@@ -30,7 +30,7 @@ ALLOWED = {
 REFERENCE = {"torch", "torchvision", "transformers", "qwen_vl_utils", "decord"}
 # Only there, and there only inside functions: nobody else needs them installed.
 LAZY = {
-    "av": "runtime/video.py",
+    "av": "runtime/video_file.py",
     "huggingface_hub": "export/source.py",
     "matplotlib": "quant/plot.py",
     "onnx": "quant/taps.py",

@@ -131,7 +131,9 @@ def test_pictures_are_named_and_texts_go_on(package: Packages, damage: Callable[
     assert np.abs(rows[[0, 3]] - expected[[0, 3]]).max() <= CLOSE
 
 
-@pytest.mark.parametrize("precision", ["int8", "int8-portable", "int4", "int4-portable"])
+@pytest.mark.parametrize(
+    "precision", ["int8", pytest.param("int8-portable", marks=pytest.mark.full), "int4", "int4-portable"]
+)
 def test_a_nan_is_never_rounded_to_a_number(package: Packages, tmp_path: Path, precision: str) -> None:
     whole = package(TINY_2B, "embedding", precision)
     layer, block = "model.language_model.layers.1", "model.visual.blocks.1"

@@ -79,7 +79,7 @@ def embedder(package: Packages) -> Qwen3VLEmbedder:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS and /proc")
-@pytest.mark.parametrize("memory", ["normal", "low"])
+@pytest.mark.parametrize("memory", ["normal", pytest.param("low", marks=pytest.mark.full)])
 def test_a_process_at_its_limit(package: Packages, memory: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LIMITED, package(TINY_2B, "embedding"), memory],

@@ -16,6 +16,7 @@ from checkpoint_shapes import TINY_2B
 from exports import beside
 from killed_export import export
 
+from export.calibration import NONE
 from export.package import ExportOptions, export_package
 from runtime.manifest import Manifest
 
@@ -24,7 +25,7 @@ if sys.platform == "win32":
 
 NEW = ExportOptions("new", "int8", force=True)
 NEXT = ExportOptions("next", force=True)
-RANDOM_MOMENTS, RANDOM_TIMES = 4, 3
+RANDOM_MOMENTS, RANDOM_TIMES = 12, 2
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +86,17 @@ def moments(processes: ForkServerContext, tiny: Path, output: Path, options: Exp
 
 
 @pytest.mark.parametrize(
-    "replacing", [pytest.param(False, id="first", marks=pytest.mark.full), pytest.param(True, id="replacing")]
+    "kind",
+    [pytest.param("first", marks=pytest.mark.full), "replacing", pytest.param("more", marks=pytest.mark.full)],
 )
 def test_killed_at_a_chosen_moment(
-    tiny: Path, old: Path, new: ExportOptions, output: Path, processes: ForkServerContext, replacing: bool
+    tiny: Path, old: Path, new: ExportOptions, output: Path, processes: ForkServerContext, kind: str
 ) -> None:
+    """Those of a folder that is replaced, without calibration; with it, and more moments; of a first export."""
+    replacing = kind != "first"
+    if kind == "replacing":
+        new = replace(new, calibrate=NONE, golden=NONE)
+
     def restore() -> None:
         shutil.rmtree(output.parent)
         output.parent.mkdir()
@@ -101,10 +108,10 @@ def test_killed_at_a_chosen_moment(
     assert found(output) == "new" and beside(output) == {"tiny"}
     chosen = {number for number, name in enumerate(names) if name.startswith(("os.rename", "os.mkdir", "os.rmdir"))}
     assert len(chosen) >= (4 if replacing else 2), "the folder's own steps"
-    for name in ("calibration", "weights", "hashing checkpoint and package", "measuring the loss"):
+    for name in {"calibration", "weights", "hashing checkpoint and package", "measuring the loss"} & set(names):
         chosen.add(names.index(name) + 2)
     chosen |= {names.index("write manifest.json"), names.index("write .tiny.lock"), len(names) - 1}
-    if replacing:
+    if kind == "more":
         chosen |= set(random.Random(1).sample(range(len(names)), RANDOM_MOMENTS))
     outcomes = set()
     for number in sorted(chosen):

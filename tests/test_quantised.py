@@ -55,7 +55,6 @@ MODELS: dict[str, tuple[Shape, Task]] = {
 }
 QUICK = {
     ("2B embedding", "int8"),
-    ("8B embedding", "int4-128"),
     ("2B reranker", "int8-portable"),
     ("8B reranker", "int4"),
 }

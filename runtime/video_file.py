@@ -1,0 +1,80 @@
+"""A video file opened with PyAV, and its frames as decord shows them."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import MediaError, MissingExtraError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+Given = TypeVar("Given")
+
+
+def require_decoder() -> None:
+    """MissingExtraError without PyAV."""
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "video files need PyAV, which is not installed; run pip install 'qwen3vl-edge[video]'."
+        ) from error
+
+
+@contextmanager
+def opened(path: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+    """The file and its best video stream; MediaError where it has none, or where it cannot be decoded meanwhile."""
+    import av
+
+    try:
+        # `file:` keeps a colon in a name from being read as a protocol; the list keeps playlists off the network.
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+            stream = container.streams.best("video")
+            if not isinstance(stream, av.VideoStream):
+                raise MediaError("the file holds no video stream; pass a video.")
+            yield container, stream
+    except (av.error.FFmpegError, UnicodeError) as error:
+        raise _undecodable(error.strerror if isinstance(error, av.error.FFmpegError) else error) from error
+
+
+def checked(values: Iterable[Given]) -> Iterator[Given]:
+    """What PyAV gives. Where damage adds a stream, PyAV looks for it in a list of those that it knew before."""
+    iterator = iter(values)
+    while True:
+        try:
+            value = next(iterator)
+        except StopIteration:
+            return
+        except IndexError as error:
+            raise _undecodable(error) from error
+        yield value
+
+
+def upright_rgb(frame: "VideoFrame") -> NDArray[np.uint8]:
+    """uint8 [height, width, 3]. Phones store portrait video lying down with a rotation, counted counterclockwise."""
+    quarters = 0 if frame.rotation % 90 else frame.rotation // 90
+    return np.rot90(_progressive(frame).to_ndarray(format="rgb24"), quarters)
+
+
+def _progressive(frame: "VideoFrame") -> "VideoFrame":
+    """The frame without the mark of two fields: PyAV 17 turns each into RGB by itself, decord does not."""
+    if not frame.interlaced_frame:
+        return frame
+    from av.filter import Graph
+
+    graph = Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))
+    graph.link_nodes(source, graph.add("setfield", "prog"), graph.add("buffersink")).configure()
+    graph.vpush(frame)
+    return graph.vpull()
+
+
+def _undecodable(reason: object) -> MediaError:
+    return MediaError(f"the video cannot be decoded ({reason}); replace the file or convert it to H.264 in MP4.")
