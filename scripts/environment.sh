@@ -41,6 +41,9 @@ commands_of() {
   if [ -d "$1/Scripts" ]; then echo "$1/Scripts"; else echo "$1/bin"; fi
 }
 
+# What is imported is compiled then, and kept, which takes a fraction of compiling everything.
+unset PYTHONDONTWRITEBYTECODE
+
 install() {
   "$bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"
 }
