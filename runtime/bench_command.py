@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +12,11 @@ import onnxruntime
 
 from runtime.benchmark import CASES, QUICK, Rounds, run_cases
 from runtime.cli_options import Lines, add_command, add_resources
-from runtime.errors import InputError
 from runtime.machine import machine_facts
 from runtime.manifest import Manifest
 from runtime.memory import Resident, peak_resident, resident
 from runtime.package import open_package, require_positive
+from runtime.results import replacing, require_writable
 from runtime.session import default_threads
 
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -37,7 +36,7 @@ def bench(options: argparse.Namespace, complaints: list[str]) -> Lines:
     """The machine, then a table that grows as cases are done. Raises InputError, PackageError."""
     output: Path | None = options.json
     if output:
-        _require_place(output)  # found now rather than after minutes of work
+        require_writable(output, "--json", (output.suffix,))  # found now rather than after minutes of work
     if options.batch_tokens is not None:
         require_positive("batch_tokens", options.batch_tokens)
     task = Manifest.read(options.package).task
@@ -57,14 +56,9 @@ def bench(options: argparse.Namespace, complaints: list[str]) -> Lines:
     peak = peak_resident()
     yield f"\npeak of the process: {_size(peak)}"
     if output:
-        _write(output, {"facts": facts, "opening": _stage(opening, opened), "cases": _cases(done), "peak": peak})
-
-
-def _require_place(output: Path) -> None:
-    if not output.parent.is_dir():
-        raise InputError(f"--json {output}: there is no folder {output.parent}; create it or choose another.")
-    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise InputError(f"--json {output} cannot be written; choose another place.")
+        content = {"facts": facts, "opening": _stage(opening, opened), "cases": _cases(done), "peak": peak}
+        with replacing(output, "--json") as file:
+            file.write(f"{json.dumps(content, indent=1)}\n".encode())
 
 
 def _facts(manifest: Manifest, options: argparse.Namespace) -> dict[str, str]:
@@ -111,10 +105,3 @@ def _sizes(memory: Resident | None) -> Iterator[str]:
 
 def _size(count: int | None) -> str:
     return "-" if count is None else f"{count / 1e6:,.0f} MB"
-
-
-def _write(output: Path, content: dict[str, Any]) -> None:
-    try:
-        output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InputError(f"--json {output} cannot be written ({error.strerror}); choose another place.") from error

@@ -82,6 +82,8 @@ def test_where_the_file_cannot_go_is_said_before_the_work(
     assert main(["bench", folder, "--quick", "--json", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "", "nothing was measured"
-    assert captured.err == f"error: --json {tmp_path} cannot be written; choose another place.\n"
+    assert (
+        captured.err == f"error: --json {tmp_path} is there and is no file that can be replaced; choose another name.\n"
+    )
     assert main(["bench", folder, "--batch-tokens", "0"]) == 2
     assert capsys.readouterr().err == "error: batch_tokens is 0, expected a positive whole number.\n"

@@ -25,7 +25,7 @@ if sys.platform == "win32":
 
 NEW = ExportOptions("new", "int8", force=True)
 NEXT = ExportOptions("next", force=True)
-RANDOM_MOMENTS, RANDOM_TIMES = 12, 2
+RANDOM_MOMENTS, RANDOM_TIMES = 12, 3
 
 
 @pytest.fixture(scope="module")
