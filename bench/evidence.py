@@ -18,7 +18,7 @@ from bench.evidence_packages import FORMS, Form, export_form
 from bench.evidence_plots import write_plots
 from bench.openmoji import drawings, picture
 from runtime import Qwen3VLEmbedder
-from runtime.machine import machine_facts
+from runtime.planning.machine import machine_facts
 from runtime.search.index_files import taken
 from runtime.search.vector_store import CANDIDATES, STORES, VECTORS, StoreName, VectorStore
 

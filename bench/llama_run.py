@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from bench.llama import NAME, TABLE, Llama, LlamaConfig, LlamaGraph, SchemeFor, rotary
 from quant.schemes import Float
 from quant.statistics import Accumulator, InputStatistics
-from runtime.session import create_session
+from runtime.graphs.session import create_session
 
 LENGTH = 256  # tokens a sequence
 

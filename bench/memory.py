@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.machine import machine_facts
-from runtime.memory import Resident, resident
+from runtime.graphs.memory import Resident, resident
+from runtime.planning.machine import machine_facts
 
 EVERY = 0.005
 WARM_UP, TEXT, PICTURE = ("text", 16), ("text", 512), ("picture", 1800)

@@ -14,9 +14,9 @@ import numpy as np
 
 from bench.speed_worker import reply_channel
 from runtime import Qwen3VLEmbedder
-from runtime.decoder import Prompt
-from runtime.encode import TokenSequence
-from runtime.image import Visual
+from runtime.graphs.decoder import Prompt
+from runtime.media.image import Visual
+from runtime.prompts.encode import TokenSequence
 
 MERGE = 2
 BATCH_TOKENS = 128

@@ -12,8 +12,8 @@ import onnxruntime
 
 from bench.speed_cases import Case
 from bench.speed_package import open_model, prepare
-from runtime.graph import SessionGraph
-from runtime.session import open_session
+from runtime.graphs.graph import SessionGraph
+from runtime.graphs.session import open_session
 
 Times = dict[str, tuple[dict[str, float], Counter[str]]]
 

@@ -22,9 +22,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from bench.memory import Stage, measure
-from runtime.machine import machine_facts
 from runtime.manifest import TOKENIZER
-from runtime.workload import VIDEO_FPS
+from runtime.planning.machine import machine_facts
+from runtime.planning.workload import VIDEO_FPS
 
 TEXTS = ("32", "128", "4x128", "1024", "8192")
 PICTURES = ("512x512", "1024x1024", "1440x1280")  # 256, 1,024 and 1,800 visual tokens

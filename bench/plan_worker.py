@@ -17,7 +17,7 @@ from PIL import Image
 from bench.speed_worker import reply_channel
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.manifest import Manifest
-from runtime.workload import QUERY
+from runtime.planning.workload import QUERY
 
 ROUNDS, ENOUGH = 3, 20.0  # a stage is run again until it took this many seconds
 

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from runtime import Qwen3VLReranker
-from runtime.inputs import parse_request
-from runtime.machine import machine_facts
-from runtime.windows import Entry, Request
+from runtime.graphs.windows import Entry, Request
+from runtime.planning.machine import machine_facts
+from runtime.prompts.inputs import parse_request
 
 WORDS = "the river bends around an old mill where boats wait for rain and nobody counts summer days"
 PICTURE = (1024, 1024)  # pixels: 32 × 32 = 1,024 visual tokens

@@ -17,9 +17,9 @@ from typing import Any
 from bench.memory import measure
 from bench.operator_profile import operator_times
 from bench.speed_cases import CASES, MERGE, Case, input_ids
-from runtime.machine import machine_facts
 from runtime.manifest import DECODER, Manifest
-from runtime.weights import matrices_of, matrix_shape
+from runtime.planning.machine import machine_facts
+from runtime.planning.weights import matrices_of, matrix_shape
 
 LENGTHS = (128, 512, 2048, 8192, 32768)
 BATCHES = (1, 2, 4, 8, 16)

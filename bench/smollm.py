@@ -25,7 +25,7 @@ from quant.schemes import Float, Scheme
 from quant.selection import is_massive
 from quant.statistics import InputStatistics
 from quant.two_level import TwoLevel
-from runtime.probe import products_saturate
+from runtime.graphs.probe import products_saturate
 
 NUM_CALIBRATION, NUM_EVALUATION = 12, 24  # sequences of 256 tokens
 CALIBRATION, EVALUATION = 0, 1  # halves of the text

@@ -21,7 +21,7 @@ from bench.operator_profile import operator_shares
 from bench.speed_cases import CASES
 from bench.speed_peers import Peer, PeerOptions, start_peer
 from bench.speed_table import Timing, cosine, format_table
-from runtime.machine import machine_facts
+from runtime.planning.machine import machine_facts
 
 PAUSE = 0.4  # seconds between runs: the last peer's idle threads may still be spinning
 

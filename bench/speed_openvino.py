@@ -18,7 +18,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel, Qwen3VL
 
 from bench.speed_cases import IMAGE_PAD, MERGE, Case, input_ids, patches
 from bench.speed_worker import Run, reply_channel, serve
-from runtime.positions import patch_positions
+from runtime.prompts.positions import patch_positions
 
 
 class Peer:

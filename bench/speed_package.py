@@ -8,13 +8,13 @@ import onnxruntime
 
 from bench.speed_cases import IMAGE_PAD, MERGE, Case, input_ids, patches
 from bench.speed_worker import Run, reply_channel, serve
-from runtime.decoder import Prompt
-from runtime.encode import TokenSequence
-from runtime.graph import OpenGraph, open_graph
-from runtime.image import Visual
+from runtime.graphs.decoder import Prompt
+from runtime.graphs.graph import OpenGraph, open_graph
+from runtime.graphs.model import Model
+from runtime.graphs.session import require_providers
 from runtime.manifest import Manifest
-from runtime.model import Model
-from runtime.session import require_providers
+from runtime.media.image import Visual
+from runtime.prompts.encode import TokenSequence
 
 
 def open_model(folder: Path, threads: int, open_graph: OpenGraph = open_graph) -> Model:

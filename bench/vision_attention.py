@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.machine import machine_facts
+from runtime.planning.machine import machine_facts
 
 HEADS, HEAD_DIM, ROUNDS = 16, 64, 7
 CONTRIB = "com.microsoft"

@@ -11,9 +11,9 @@ from export.config import ModelConfig, read_config
 from export.heads import EmbeddingHead, Head, YesNoHead
 from export.settings import require_known_settings
 from export.tokenizer import TokenizerFacts, decide_task, read_tokenizer
-from runtime.encode import EncodeOptions, Encoder, make_encoder
 from runtime.errors import CheckpointError
 from runtime.manifest import Defaults, Task
+from runtime.prompts.encode import EncodeOptions, Encoder, make_encoder
 
 # What the two reference classes default to: tokens, pixels (32 × 32 a visual token), frames a second, frames.
 TOKEN_PIXELS = 32 * 32

@@ -14,9 +14,9 @@ from export.source import PUBLISHED, SMALL, find_checkpoint
 from quant.agreement import require_cosine
 from quant.kernels import KERNELS
 from quant.selection import INT4_BLOCKS, UNQUANTISED
+from runtime.commands.exit_code import exit_code
+from runtime.commands.results import print_line
 from runtime.errors import InputError
-from runtime.exit_code import exit_code
-from runtime.results import print_line
 from runtime.version import VERSION
 
 PACKAGES = Path("packages")

@@ -11,8 +11,8 @@ from export.layerwise import Sample
 from quant.prompts import sample_prompt
 from quant.samples import QUERY, SENTENCES, SHORT, draw_chart
 from runtime.golden import Golden
-from runtime.machine import machine_facts
 from runtime.manifest import Task
+from runtime.planning.machine import machine_facts
 from runtime.reranker import probability
 from runtime.vectors import finish
 

@@ -19,9 +19,9 @@ from export.graph import Graph, Value
 from export.vision import block, deepstack_merger, merger, patch_embedding, position_embedding
 from quant.selection import FLOAT32, TOKEN_TABLE, Plan
 from quant.statistics import Accumulator
+from runtime.graphs.probe import products_saturate
+from runtime.graphs.session import default_threads, open_session
 from runtime.manifest import DECODER, VISION
-from runtime.probe import products_saturate
-from runtime.session import default_threads, open_session
 
 GRAPH = "layer.onnx"
 PROVIDERS = ("CPUExecutionProvider",)

@@ -12,10 +12,10 @@ from export.config import ModelConfig
 from export.decoder import PREFIX
 from export.layer_graphs import Feeds, LayerGraphs, Step
 from quant.statistics import Accumulator
-from runtime.encode import TokenSequence
-from runtime.image import Visual
-from runtime.positions import PatchPositions, Rotary, patch_positions, text_rotary, token_positions
-from runtime.vision import VisualFeatures
+from runtime.graphs.vision import VisualFeatures
+from runtime.media.image import Visual
+from runtime.prompts.encode import TokenSequence
+from runtime.prompts.positions import PatchPositions, Rotary, patch_positions, text_rotary, token_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ class Layerwise:
             feeds["last_index"] = np.array([[[length - 1]]], np.int64)
             feeds["token_mask"] = valid.reshape(1, -1, 1)
             feeds["last_mask"] = valid.reshape(1, 1, 1, -1)
-        feeds["query_lengths"] = np.array([len(valid)], np.int32)  # as runtime.decoder has it
+        feeds["query_lengths"] = np.array([len(valid)], np.int32)  # as runtime.graphs.decoder has it
         feeds["last_position"] = np.array([len(valid) - 1], np.int32)
         feeds["capacity"] = np.array(len(valid), np.int32)
         return feeds | ({} if self.graphs.written else {"token_weight": token_weight[:, None]})

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from export.reference import ReferenceStages
-from runtime.decoder import Prompt
-from runtime.encode import Loaded, TokenSequence
-from runtime.image import Visual
-from runtime.inputs import parse_content, parse_item, parse_request
-from runtime.package import Package
-from runtime.positions import token_positions
+from runtime.graphs.decoder import Prompt
+from runtime.graphs.package import Package
+from runtime.media.image import Visual
+from runtime.prompts.encode import Loaded, TokenSequence
+from runtime.prompts.inputs import parse_content, parse_item, parse_request
+from runtime.prompts.positions import token_positions
 from runtime.vectors import finish
 
 # The largest difference each stage may show. Integers and pictures are exact; float32 sums differ by their order.

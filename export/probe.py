@@ -1,9 +1,9 @@
-"""Builds runtime/probe.onnx, a product whose exact result is known: `python -m export.probe` writes it anew."""
+"""Builds runtime/graphs/probe.onnx, a product whose exact result is known: `python -m export.probe` writes it anew."""
 
 import numpy as np
 
 from export.graph import CONTRIB, Graph
-from runtime.probe import PROBE, PROBE_SHAPE, WEIGHT_CODE
+from runtime.graphs.probe import PROBE, PROBE_SHAPE, WEIGHT_CODE
 
 
 def build_probe() -> Graph:

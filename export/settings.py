@@ -17,9 +17,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from export.reference_prompt import ReferenceOptions, embedder_messages, reranker_messages
 from export.reference_settings import PROCESSOR, SECTIONS
 from runtime.errors import CheckpointError
-from runtime.inputs import parse_content
 from runtime.manifest import Task, VisionConfig
-from runtime.prompt import embedding_prompt, rerank_prompt
+from runtime.prompts.inputs import parse_content
+from runtime.prompts.prompt import embedding_prompt, rerank_prompt
 
 POOLING = "Pooling"
 SCORE_HEADS = ("LogitScore", "CausalScoreHead")  # both names are published

@@ -13,10 +13,10 @@ from quant.compare import Comparison, compare
 from quant.losses import costliest
 from quant.plot import require_plot, write_plot
 from quant.summary import summary
+from runtime.commands.exit_code import exit_code
+from runtime.commands.results import print_line
 from runtime.errors import InputError
-from runtime.exit_code import exit_code
 from runtime.manifest import Manifest, Task
-from runtime.results import print_line
 from runtime.version import VERSION
 
 EXAMPLES = """examples:

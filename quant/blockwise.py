@@ -14,7 +14,7 @@ import numpy as np
 
 from quant.kernels import CPU, NUMPY_DTYPES, Kernels
 from quant.schemes import GraphBuilder, Linear, Matrix, Value, add_bias, cast, float_weight, not_finite
-from runtime.session import default_threads
+from runtime.graphs.session import default_threads
 
 # Scales tried by the weighted search, as parts of the one that covers the whole range of a block; a wider one can
 # bring the heavy inputs closer to the grid.

@@ -11,8 +11,8 @@ from quant.losses import LayerLoss, MatrixLoss, Rows, Units, layer_losses, matri
 from quant.prompts import MakePrompt, prompts
 from quant.taps import TappedPackage
 from runtime.errors import PackageError
+from runtime.graphs.package import open_encoder
 from runtime.manifest import Manifest
-from runtime.package import open_encoder
 from runtime.vectors import require_finite
 
 # Rows of every inner value that are looked at, over all inputs: at the 2B shape 0.3 GB for each of the two packages.

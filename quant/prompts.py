@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from quant.samples import QUERY, builtin_items
-from runtime.encode import Encoder, TokenSequence, located
 from runtime.errors import InputError
-from runtime.image import Visual
-from runtime.inputs import Content, RerankRequest, parse_content, parse_item, parse_request
 from runtime.json_lines import read_json_lines
 from runtime.manifest import Task
+from runtime.media.image import Visual
+from runtime.prompts.encode import Encoder, TokenSequence, located
+from runtime.prompts.inputs import Content, RerankRequest, parse_content, parse_item, parse_request
 
 
 @dataclass(frozen=True, eq=False)

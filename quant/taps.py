@@ -16,10 +16,10 @@ from quant.losses import HIDDEN
 from quant.prompts import Prompt
 from quant.selection import DECODER
 from runtime.errors import MissingExtraError, PackageError
-from runtime.graph import NOWHERE, Arrays, SessionGraph
+from runtime.graphs.graph import NOWHERE, Arrays, SessionGraph
+from runtime.graphs.model import Model
+from runtime.graphs.session import create_session, default_threads, require_providers, session_options
 from runtime.manifest import Manifest
-from runtime.model import Model
-from runtime.session import create_session, default_threads, require_providers, session_options
 
 if TYPE_CHECKING:
     from onnx import GraphProto

@@ -25,7 +25,7 @@ from quant.blockwise import PIECE_ELEMENTS, SHRINKS
 from quant.per_token import LARGEST, ZERO_POINT, Codes, integer_product, row_scales, token_products
 from quant.schemes import GraphBuilder, Linear, Matrix, Value
 from runtime.errors import CheckpointError
-from runtime.session import default_threads
+from runtime.graphs.session import default_threads
 
 TOP = 15  # the largest code
 UINT8 = 2  # onnx.TensorProto.UINT8

@@ -6,7 +6,6 @@ import os
 # ~/.cache/Microsoft and try to send it out, from threads that end the process where memory is short.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from runtime.download import FetchLimits
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import (
     CheckpointError,
@@ -19,7 +18,8 @@ from runtime.errors import (
     Qwen3VLError,
     SearchIndexError,
 )
-from runtime.package import Skipped
+from runtime.graphs.package import Skipped
+from runtime.media.download import FetchLimits
 from runtime.reranker import Qwen3VLReranker
 from runtime.search.searcher import Hit, Searcher, rerank
 from runtime.version import VERSION as __version__

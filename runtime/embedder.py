@@ -7,10 +7,8 @@ import numpy as np
 from tqdm import tqdm
 
 from runtime.faults import LOADING, OPENING, Errors, blaming, noting
-from runtime.inputs import parse_item, require_list
-from runtime.media import FetchLimits
-from runtime.memory import MemoryMode
-from runtime.package import (
+from runtime.graphs.memory import MemoryMode
+from runtime.graphs.package import (
     OnError,
     Skipped,
     explain_torch_options,
@@ -19,11 +17,13 @@ from runtime.package import (
     require_on_error,
     require_positive,
 )
+from runtime.graphs.windows import Entry, Request
+from runtime.media.source import FetchLimits
+from runtime.prompts.inputs import parse_item, require_list
+from runtime.prompts.tokens import SpecialTokens
 from runtime.sentences import encode_items, explain_encode_options
 from runtime.shared import SharesPackage
-from runtime.tokens import SpecialTokens
 from runtime.vectors import finish, require_dimensions
-from runtime.windows import Entry, Request
 
 
 class Qwen3VLEmbedder(SharesPackage):
@@ -33,7 +33,7 @@ class Qwen3VLEmbedder(SharesPackage):
     tokens). Keyword-only: `dimensions` cuts every vector (Matryoshka); `batch_tokens` go through the decoder together,
     padding included, and longer inputs in pieces of as many; `providers` and `threads` choose where onnxruntime runs;
     `memory="low"` takes less of it and more time; `special_tokens`, `strict_video_budget`, `exact_resize` and `fetch`
-    as in `runtime.encode.EncodeOptions`. Raises PackageError, OutOfMemoryError. Several threads may share one.
+    as in `runtime.prompts.encode.EncodeOptions`. Raises PackageError, OutOfMemoryError. Several threads may share one.
     """
 
     def __init__(

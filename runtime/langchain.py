@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import MissingExtraError
-from runtime.media import ImageSource
+from runtime.media.source import ImageSource
 from runtime.reranker import Qwen3VLReranker
 from runtime.retrieval import QUERY_INSTRUCTION, best, embedded, opened, require_top_n
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, SupportsIndex
 
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import InputError, MissingExtraError
-from runtime.package import require_positive
+from runtime.graphs.package import require_positive
 from runtime.reranker import Qwen3VLReranker
 from runtime.retrieval import QUERY_INSTRUCTION, best, embedded, opened
 from runtime.search.regime import Regime

@@ -6,12 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from runtime.encode import Loaded
 from runtime.faults import LOADING, OPENING, Errors, blaming, noting
-from runtime.inputs import Content, RerankRequest, parse_content, parse_request
-from runtime.media import FetchLimits
-from runtime.memory import MemoryMode
-from runtime.package import (
+from runtime.graphs.memory import MemoryMode
+from runtime.graphs.package import (
     OnError,
     Skipped,
     explain_torch_options,
@@ -20,9 +17,12 @@ from runtime.package import (
     require_on_error,
     require_positive,
 )
+from runtime.graphs.windows import Entry, Request
+from runtime.media.source import FetchLimits
+from runtime.prompts.encode import Loaded
+from runtime.prompts.inputs import Content, RerankRequest, parse_content, parse_request
+from runtime.prompts.tokens import SpecialTokens
 from runtime.shared import SharesPackage
-from runtime.tokens import SpecialTokens
-from runtime.windows import Entry, Request
 
 LARGEST_EXPONENT = 700.0
 
@@ -38,8 +38,8 @@ class Qwen3VLReranker(SharesPackage):
     The options up to `default_instruction` are the reference's, with the same defaults (pixels, frames per second,
     tokens). Keyword-only: `batch_tokens` go through the decoder together, padding included, and longer pairs in pieces
     of as many; `providers` and `threads` choose where onnxruntime runs; `memory="low"` takes less of it and more time;
-    `special_tokens`, `strict_video_budget`, `exact_resize` and `fetch` as in `runtime.encode.EncodeOptions`. Raises
-    PackageError, OutOfMemoryError. Several threads may share one.
+    `special_tokens`, `strict_video_budget`, `exact_resize` and `fetch` as in `runtime.prompts.encode.EncodeOptions`.
+    Raises PackageError, OutOfMemoryError. Several threads may share one.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import InputError
-from runtime.package import require_positive
+from runtime.graphs.package import require_positive
 from runtime.reranker import Qwen3VLReranker
 
 # The reference's own examples give it to queries, and the default to what is searched.

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from PIL import Image
 
 from runtime.errors import InputError
-from runtime.inputs import looks_like_media
 from runtime.notice import warn_caller
+from runtime.prompts.inputs import looks_like_media
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".wmv", ".flv", ".mkv")  # what sentence-transformers takes for a video
 # They change how the work is done, and not the result.

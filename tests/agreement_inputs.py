@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
+from runtime.graphs.target import TARGETS
 from runtime.manifest import Manifest
-from runtime.target import TARGETS
 
 Model = Qwen3VLEmbedder | Qwen3VLReranker
 WORDS = ("river", "stone", "market", "engine", "violet", "harvest", "signal", "copper", "window", "thunder", "orchard")

@@ -16,7 +16,7 @@ from random_checkpoint import Shape, write_checkpoint
 
 from export.package import ExportOptions, export_package
 from quant.kernels import CUDA, KERNELS
-from runtime.target import TARGETS
+from runtime.graphs.target import TARGETS
 
 # "random": bfloat16, at full gain; "calm": float32, layers that add as little as trained ones do; "outliers": the
 # calm one with outlier channels, the same function.

@@ -9,9 +9,9 @@ from qwen_tokenizer import Task
 from export.config import read_config
 from export.reference_prompt import EMBEDDER_INSTRUCTION, RERANKER_INSTRUCTION
 from export.tokenizer import read_tokenizer
-from runtime.encode import EncodeOptions, Encoder
-from runtime.image import PatchGrid
-from runtime.tokens import PromptTokenizer
+from runtime.media.image import PatchGrid
+from runtime.prompts.encode import EncodeOptions, Encoder
+from runtime.prompts.tokens import PromptTokenizer
 
 EMBEDDING = EncodeOptions(
     max_length=8192,

@@ -12,8 +12,8 @@ import pytest
 
 from export.graph import Graph
 from quant.schemes import Linear, Scheme
-from runtime.probe import products_saturate
-from runtime.session import open_session
+from runtime.graphs.probe import products_saturate
+from runtime.graphs.session import open_session
 
 
 @dataclass(frozen=True, eq=False)

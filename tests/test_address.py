@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_media import LIMITS, PIXELS, encoded, failure
 
-from runtime.address import encoded_address
-from runtime.media import load_image
+from runtime.media.address import encoded_address
+from runtime.media.source import load_image
 
 
 class Proxy(ThreadingHTTPServer):

@@ -30,7 +30,7 @@ ALLOWED = {
 REFERENCE = {"torch", "torchvision", "transformers", "qwen_vl_utils", "decord"}
 # Only there, and there only inside functions: nobody else needs them installed.
 LAZY = {
-    "av": "runtime/video_file.py",
+    "av": "runtime/media/video_file.py",
     "huggingface_hub": "export/source.py",
     "matplotlib": "quant/plot.py",
     "onnx": "quant/taps.py",
@@ -42,8 +42,10 @@ ONLY = {
     "jinja2": "export/settings.py",
     "onnx_ir": "export/graph.py",
     "pydantic": "runtime/langchain.py",
-    "tokenizers": "runtime/tokens.py",
+    "tokenizers": "runtime/prompts/tokens.py",
 } | ADAPTERS
+# Of the runtime, each of which uses only itself, those before it and modules beside them.
+FOLDERS = ("media", "prompts", "graphs", "planning", "search", "commands")
 
 SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 
@@ -111,6 +113,21 @@ def test_imports_go_one_way(package: str) -> None:
     assert wrong == []
 
 
+def test_the_folders_of_the_runtime_do_too() -> None:
+    def folder(module: str) -> str:
+        return module.split(".")[1] if module.count(".") > 1 else ""
+
+    arrows = [
+        (folder(name), folder(node.module))
+        for name in modules_of("runtime")
+        for node in ast.walk(ast.parse((REPOSITORY / name.replace(".", "/")).with_suffix(".py").read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("runtime.")
+    ]
+    between = {arrow for arrow in arrows if all(arrow)}
+    assert {folder for arrow in between for folder in arrow} == set(FOLDERS)
+    assert [(user, used) for user, used in between if FOLDERS.index(user) < FOLDERS.index(used)] == []
+
+
 def test_torch_is_imported_inside_functions_of_the_reference_only() -> None:
     assert [
         each for each in foreign() if each.module in REFERENCE and not (is_reference(each.file) and each.deferred)
@@ -132,7 +149,7 @@ def test_print_is_for_command_lines() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    assert {"export/cli.py", "runtime/cli.py"} <= printing
+    assert {"export/cli.py", "runtime/commands/cli.py"} <= printing
     assert {Path(file).name for file in printing} <= {"cli.py", "__main__.py", "exit_code.py"}
 
 
@@ -159,7 +176,7 @@ def test_the_runtime_loads_nothing_heavy() -> None:
 
 
 def test_the_adapters_are_for_their_libraries_only() -> None:
-    assert not loaded("runtime", "runtime.retrieval", "runtime.cli") & {*ADAPTERS, "pydantic"}
+    assert not loaded("runtime", "runtime.retrieval", "runtime.commands.cli") & {*ADAPTERS, "pydantic"}
 
 
 def test_no_module_of_the_runtime_does() -> None:

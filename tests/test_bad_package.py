@@ -14,7 +14,7 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from runtime import FetchLimits, InputError, PackageError, Qwen3VLEmbedder, Qwen3VLReranker
-from runtime.cli import main
+from runtime.commands.cli import main
 from runtime.manifest import MANIFEST_NAME, Manifest
 
 Folders = Callable[[Shape, Task], Path]

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from random_checkpoint import TINY_2B, TINY_8B, Shape
 
-from runtime.batching import Batches, common_length, packs
-from runtime.decoder import Prompt
-from runtime.encode import TokenSequence
-from runtime.graph import NOWHERE, Arrays, Graph
+from runtime.graphs.batching import Batches, common_length, packs
+from runtime.graphs.decoder import Prompt
+from runtime.graphs.graph import NOWHERE, Arrays, Graph
+from runtime.graphs.model import Model
+from runtime.graphs.target import TARGETS
+from runtime.graphs.vision import VisualFeatures
 from runtime.manifest import Manifest
-from runtime.model import Model
-from runtime.target import TARGETS
-from runtime.vision import VisualFeatures
+from runtime.prompts.encode import TokenSequence
 
 Packages = Callable[..., Path]
 IMAGE_PAD = 151655

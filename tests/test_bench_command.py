@@ -11,11 +11,11 @@ import pytest
 from checkpoint_shapes import TINY_2B
 from qwen_tokenizer import Task
 
-from runtime.benchmark import CASES, QUICK, Case, picture_run, run_cases, text_run
-from runtime.cli import main
+from runtime.commands.cli import main
+from runtime.graphs.memory import resident
+from runtime.graphs.package import Package, open_package
 from runtime.manifest import Manifest
-from runtime.memory import resident
-from runtime.package import Package, open_package
+from runtime.planning.benchmark import CASES, QUICK, Case, picture_run, run_cases, text_run
 
 TASKS: tuple[Task, ...] = ("embedding", "reranker")
 

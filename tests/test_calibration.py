@@ -20,8 +20,8 @@ from quant.agreement import embedding_agreement
 from quant.samples import builtin_items
 from runtime import Qwen3VLEmbedder
 from runtime.errors import CheckpointError, InputError
+from runtime.graphs.model import Model
 from runtime.manifest import Manifest
-from runtime.model import Model
 
 INT8 = ExportOptions("tiny", "int8")
 

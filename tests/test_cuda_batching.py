@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from random_checkpoint import TINY_2B, TINY_8B
 
-from runtime.batching import Batches, packs
-from runtime.decoder import Prompt, Span
-from runtime.encode import TokenSequence
-from runtime.graph import NOWHERE, Arrays, Graph
+from runtime.graphs.batching import Batches, packs
+from runtime.graphs.decoder import Prompt, Span
+from runtime.graphs.graph import NOWHERE, Arrays, Graph
+from runtime.graphs.model import Model
+from runtime.graphs.target import TARGETS
+from runtime.graphs.vision import VisualFeatures
 from runtime.manifest import Manifest
-from runtime.model import Model
-from runtime.target import TARGETS
-from runtime.vision import VisualFeatures
+from runtime.prompts.encode import TokenSequence
 
 Packages = Callable[..., Path]
 IMAGE_PAD = 151655

@@ -16,8 +16,8 @@ from random_checkpoint import TINY_2B, TINY_8B, Shape
 
 from export.graph import OPSET
 from runtime.errors import PackageError
+from runtime.graphs.session import open_session
 from runtime.manifest import DECODER, DECODER_UINT8, VISION, Manifest
-from runtime.session import open_session
 
 Packages = Callable[..., Path]
 MODELS = pytest.mark.parametrize(

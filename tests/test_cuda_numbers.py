@@ -21,10 +21,10 @@ from video_files import write_video
 from quant.compare import compare
 from quant.kernels import CUDA
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
-from runtime.graph import SessionGraph
+from runtime.graphs.graph import SessionGraph
+from runtime.graphs.model import Model
+from runtime.graphs.session import create_session, session_options
 from runtime.manifest import DECODER, VISION, Manifest
-from runtime.model import Model
-from runtime.session import create_session, session_options
 
 Packages = Callable[..., Path]
 CLOSE = 1e-5

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, TINY_8B, Shape
 
-from runtime.positions import text_rotary, token_positions
-from runtime.session import create_session
+from runtime.graphs.session import create_session
+from runtime.prompts.positions import text_rotary, token_positions
 from runtime.vectors import finish
 
 Packages = Callable[[Shape, Task], Path]

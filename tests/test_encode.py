@@ -17,10 +17,10 @@ from random_checkpoint import TINY_2B, Shape
 from video_files import write_video
 
 from export.reference_prompt import ReferenceOptions
-from runtime.encode import EncodeOptions, Encoder, Loaded
 from runtime.errors import InputError, MediaError
-from runtime.inputs import Content, parse_content, parse_item
-from runtime.positions import token_positions
+from runtime.prompts.encode import EncodeOptions, Encoder, Loaded
+from runtime.prompts.inputs import Content, parse_content, parse_item
+from runtime.prompts.positions import token_positions
 
 Checkpoints = Callable[[Shape, Task], Path]
 WIDE, TALL, SMALL = (picture("RGB", size, seed) for seed, size in enumerate([(160, 64), (64, 128), (64, 64)]))

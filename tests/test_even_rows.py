@@ -16,15 +16,15 @@ from onnx_files import load, nodes
 from qwen_tokenizer import Task
 
 from quant.prompts import Prompt, sample_prompt
-from runtime import decoder
-from runtime.encode import TokenSequence
 from runtime.errors import InputError
-from runtime.graph import NOWHERE, Arrays, SessionGraph
+from runtime.graphs import decoder
+from runtime.graphs.graph import NOWHERE, Arrays, SessionGraph
+from runtime.graphs.model import Model
+from runtime.graphs.package import open_encoder
+from runtime.graphs.session import create_session, session_options
+from runtime.graphs.target import TARGETS
 from runtime.manifest import DECODER, VISION, Manifest
-from runtime.model import Model
-from runtime.package import open_encoder
-from runtime.session import create_session, session_options
-from runtime.target import TARGETS
+from runtime.prompts.encode import TokenSequence
 
 MODELS: list[tuple[Shape, Task]] = [(TINY_2B, "embedding"), (TINY_8B, "reranker")]
 

@@ -14,7 +14,7 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B
 
 from runtime import NotFiniteError, Qwen3VLEmbedder, Qwen3VLReranker, Skipped
-from runtime.cli import main
+from runtime.commands.cli import main
 from runtime.manifest import DECODER, VISION
 
 Packages = Callable[..., Path]

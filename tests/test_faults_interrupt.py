@@ -16,7 +16,7 @@ import pytest
 from checkpoint_shapes import TINY_2B
 from PIL import Image
 
-from runtime.interrupt import interruptible
+from runtime.graphs.interrupt import interruptible
 
 if sys.platform == "win32":
     pytest.skip("Windows sends no signal to a single process", allow_module_level=True)
@@ -101,7 +101,7 @@ def test_other_threads_run_by_themselves() -> None:
 def test_an_exit_handler_can_run_too() -> None:
     code = """
 import atexit
-from runtime.interrupt import interruptible
+from runtime.graphs.interrupt import interruptible
 show = lambda: print(interruptible(lambda: 7, lambda: None))
 atexit.register(show)
 show()
@@ -115,7 +115,7 @@ show()
 def test_a_forked_process_can_run_too() -> None:
     code = """
 import os
-from runtime.interrupt import interruptible
+from runtime.graphs.interrupt import interruptible
 assert interruptible(lambda: 1, lambda: None) == 1
 child = os.fork()
 if not child:

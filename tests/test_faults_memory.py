@@ -14,8 +14,8 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from runtime import OutOfMemoryError, Qwen3VLEmbedder, Qwen3VLReranker, Skipped
-from runtime.allocation import allocating
-from runtime.graph import NOWHERE, Arrays, Graph
+from runtime.graphs.allocation import allocating
+from runtime.graphs.graph import NOWHERE, Arrays, Graph
 
 Packages = Callable[[Shape, Task], Path]
 ROOT = Path(__file__).parent.parent

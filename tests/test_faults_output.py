@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from checkpoint_shapes import TINY_2B
 
-from runtime.cli import main
+from runtime.commands.cli import main
 
 ROOT = Path(__file__).parent.parent
 on_posix = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")

@@ -18,9 +18,9 @@ from random_checkpoint import write_checkpoint
 from export.folder import put_in_place
 from export.package import export_package
 from runtime import PackageError, Qwen3VLEmbedder
-from runtime.graph import NOWHERE, Arrays, SessionGraph
+from runtime.graphs.graph import NOWHERE, Arrays, SessionGraph
+from runtime.graphs.unchanged import PackageFiles
 from runtime.manifest import DECODER, VISION, Manifest
-from runtime.unchanged import PackageFiles
 
 Packages = Callable[..., Path]
 TEXTS: list[dict[str, Any]] = [{"text": "a"}, {"text": "stone " * 30}]

@@ -20,10 +20,10 @@ from export.layer_graphs import LayerGraphs
 from export.package import build_graphs
 from quant.fold import Fold
 from quant.selection import Plan
-from runtime.decoder import Prompt
+from runtime.graphs.decoder import Prompt
+from runtime.graphs.model import Model
+from runtime.graphs.vision import VisualFeatures
 from runtime.manifest import DECODER, Manifest
-from runtime.model import Model
-from runtime.vision import VisualFeatures
 
 CLOSE = 1e-5  # relative to the largest value
 FAR = 1e-3

@@ -11,11 +11,18 @@ from checkpoint_shapes import TINY_2B, TINY_8B
 from onnx_files import external, load, weights
 from random_checkpoint import Shape
 
-from runtime.footprint import Footprint
+from runtime.graphs.memory import GraphMemory, Resident, memory_policy, peak_resident, resident
 from runtime.manifest import DECODER, VISION, Manifest
-from runtime.memory import GraphMemory, Resident, memory_policy, peak_resident, resident
-from runtime.weights import graph_weights, matrices_of, matrix_bytes, matrix_shape, table_bytes, unpacking_bytes
-from runtime.work import Work
+from runtime.planning.footprint import Footprint
+from runtime.planning.weights import (
+    graph_weights,
+    matrices_of,
+    matrix_bytes,
+    matrix_shape,
+    table_bytes,
+    unpacking_bytes,
+)
+from runtime.planning.work import Work
 
 Packages = Callable[..., Path]
 PROCESS = Resident(1000, 100)
@@ -163,9 +170,9 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 from runtime.manifest import Manifest
-from runtime.memory import peak_resident, resident
-from runtime.model import Model
-from runtime.pace import text_span
+from runtime.graphs.memory import peak_resident, resident
+from runtime.graphs.model import Model
+from runtime.planning.pace import text_span
 folder = Path(sys.argv[1])
 manifest = Manifest.read(folder)
 model = Model(folder, manifest, ["CPUExecutionProvider"], 1)

@@ -16,10 +16,10 @@ from random_checkpoint import TINY_2B
 
 from export.package import export_package
 from runtime import PackageError, Qwen3VLEmbedder, Qwen3VLReranker
-from runtime.cli import main
+from runtime.commands.cli import main
 from runtime.golden import Golden, agreements
-from runtime.machine import UNKNOWN
 from runtime.manifest import DECODER, GOLDEN, Manifest, PackageFile, describe_file
+from runtime.planning.machine import UNKNOWN
 from runtime.published import DOCUMENT, FIGURES, QUERIES
 
 Packages = Callable[..., Path]
@@ -131,7 +131,7 @@ def test_other_kernels_have_a_looser_bound(copy: Path) -> None:
 def test_what_is_not_known_is_not_taken_for_the_same(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("runtime.machine.CPUINFO", Path("nowhere"))
+    monkeypatch.setattr("runtime.planning.machine.CPUINFO", Path("nowhere"))
     manifest = Manifest.read(copy)
     replace(read(copy), instructions=UNKNOWN).write(copy)
     reseal(copy, manifest, GOLDEN)
@@ -193,7 +193,7 @@ def test_the_announced_figures_are_compared(
 ) -> None:
     """Random weights do not give them; figures that these weights give pass."""
     folder, picture = published(task), Image.new("RGB", (96, 64), "orange")
-    monkeypatch.setattr("runtime.verify_command.load_image", lambda *arguments: picture)
+    monkeypatch.setattr("runtime.commands.verify.load_image", lambda *arguments: picture)
     rows = {"embedding": 4, "reranker": 1}[task]
     assert main(["verify", str(folder)]) == 1
     out, err = capsys.readouterr()
@@ -221,7 +221,7 @@ def test_without_the_picture_the_rest_is_verified(
     published: Callable[[Task], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = published("embedding")
-    monkeypatch.setattr("runtime.verify_command.PICTURE", "http://127.0.0.1:9/demo.jpeg")
+    monkeypatch.setattr("runtime.commands.verify.PICTURE", "http://127.0.0.1:9/demo.jpeg")
     assert main(["verify", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "not compared with the announcement: http://127.0.0.1:9/demo.jpeg cannot be downloaded" in out

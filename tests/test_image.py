@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.download import FetchLimits
 from runtime.errors import InputError, MediaError
-from runtime.image import PatchGrid, image_visual, patchify, smart_resize, to_rgb
-from runtime.media import load_image
+from runtime.media.download import FetchLimits
+from runtime.media.image import PatchGrid, image_visual, patchify, smart_resize, to_rgb
+from runtime.media.source import load_image
 
 PATCH = PatchGrid()
 MIN_PIXELS, MAX_PIXELS = 4 * 1024, 1800 * 1024

@@ -11,7 +11,7 @@ from case_names import shown
 from PIL import Image
 
 from runtime.errors import InputError
-from runtime.inputs import Content, looks_like_media, parse_content, parse_item, parse_request, require_list
+from runtime.prompts.inputs import Content, looks_like_media, parse_content, parse_item, parse_request, require_list
 
 PATH = pathlib.Path("a.png")
 ARRAY = np.zeros((4, 4, 3), np.uint8)

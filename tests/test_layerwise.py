@@ -20,8 +20,8 @@ from quant.prompts import Prompt
 from quant.selection import Plan
 from quant.statistics import InputStatistics
 from quant.taps import TappedPackage
+from runtime.graphs.model import Model
 from runtime.manifest import Manifest
-from runtime.model import Model
 
 CLOSE = 1e-5  # relative to the largest value
 LAYER = "model.language_model.layers.0"

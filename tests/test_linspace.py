@@ -5,7 +5,7 @@ import platform
 import numpy as np
 import pytest
 
-from runtime.linspace import linspace
+from runtime.media.linspace import linspace
 
 COUNTS = [*range(1, 260), *range(260, 5001, 79), 4096, 5000]
 PARALLEL_COUNTS = [32767, 32768, 32769, 100_003]  # torch splits from 32,768 numbers on

@@ -19,9 +19,9 @@ from file_server import served
 from PIL import Image
 from refusals import refusal
 
-from runtime.download import FetchLimits
 from runtime.errors import InputError, MediaError
-from runtime.media import content_name, load_image, local_file
+from runtime.media.download import FetchLimits
+from runtime.media.source import content_name, load_image, local_file
 
 LIMITS = FetchLimits()
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

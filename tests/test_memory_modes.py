@@ -15,12 +15,12 @@ from agreement_inputs import picture
 from checkpoint_shapes import TINY_2B
 from qwen_tokenizer import Task
 
-import runtime.memory
+import runtime.graphs.memory
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.errors import InputError
+from runtime.graphs.memory import GraphMemory, memory_policy, resident
+from runtime.graphs.target import TARGETS
 from runtime.manifest import DECODER, DECODER_UINT8, VISION, Manifest
-from runtime.memory import GraphMemory, memory_policy, resident
-from runtime.target import TARGETS
 
 Packages = Callable[..., Path]
 UNPACKED, PREPACKED = GraphMemory(prepack=False, shrink=True), GraphMemory(prepack=True, shrink=True)
@@ -130,7 +130,9 @@ def test_buffers_are_given_back_where_the_target_has_them(package: Packages, mon
     normal = memory_policy("normal", {}, TARGETS["cuda"])
     assert normal.batch_tokens == 8192 and set(normal.graphs.values()) == {GraphMemory()}
     given: list[tuple[str, bool]] = []
-    monkeypatch.setattr(runtime.memory, "SessionGraph", lambda session, arena, shrink: given.append((arena, shrink)))
+    monkeypatch.setattr(
+        runtime.graphs.memory, "SessionGraph", lambda session, arena, shrink: given.append((arena, shrink))
+    )
     path = package(TINY_2B, "embedding") / DECODER
     for policy in (cuda, normal):
         policy.open_graph(path, ["CPUExecutionProvider"], 1)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from checkpoint_shapes import TINY_2B
 
-from runtime.decoder import Span
-from runtime.image import PatchGrid, Visual
+from runtime.graphs.decoder import Span
+from runtime.graphs.past import Past, empty_past
+from runtime.graphs.vision import VisualFeatures
 from runtime.manifest import Manifest
-from runtime.pace import PAST, Cost, Pace, Point, decoder_cost, fit, vision_cost
-from runtime.past import Past, empty_past
-from runtime.vision import VisualFeatures
-from runtime.work import (
+from runtime.media.image import PatchGrid, Visual
+from runtime.planning.pace import PAST, Cost, Pace, Point, decoder_cost, fit, vision_cost
+from runtime.planning.work import (
     DecoderCall,
     VisionCall,
     Work,

@@ -9,14 +9,14 @@ from parity_cases import SCRIPTS, embedding_items, picture, rerank_requests
 from random_checkpoint import TINY_2B, TINY_8B, Shape
 from video_files import write_video
 
-import runtime.decoder
+import runtime.graphs.decoder
 from export.parity import BOUNDS, VIDEO_BOUNDS, compare_embedding, compare_score
 from export.reference import ReferenceEmbedder, ReferenceReranker
 from export.reference_prompt import ReferenceOptions
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker
-from runtime.image import Visual
-from runtime.positions import token_positions
-from runtime.vision import VisualFeatures
+from runtime.graphs.vision import VisualFeatures
+from runtime.media.image import Visual
+from runtime.prompts.positions import token_positions
 
 Factory = Callable[[Shape, str], Path]
 Fault = Callable[[Qwen3VLEmbedder, pytest.MonkeyPatch], None]
@@ -115,7 +115,7 @@ def without_deepstack(embedder: Qwen3VLEmbedder, monkeypatch: pytest.MonkeyPatch
 
 def swap_height_and_width(embedder: Qwen3VLEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        runtime.decoder, "token_positions", lambda visual, blocks: token_positions(visual, blocks)[[0, 2, 1]]
+        runtime.graphs.decoder, "token_positions", lambda visual, blocks: token_positions(visual, blocks)[[0, 2, 1]]
     )
 
 

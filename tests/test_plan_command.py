@@ -10,13 +10,13 @@ import pytest
 from checkpoint_shapes import TINY_2B
 from video_files import write_video
 
-from runtime.cli import main, parser
-from runtime.cli_options import constructor_options
+from runtime.commands.cli import main, parser
+from runtime.commands.options import constructor_options
+from runtime.graphs.memory import MemoryMode, Resident, memory_policy
+from runtime.graphs.package import open_encoder
 from runtime.manifest import Manifest
-from runtime.memory import MemoryMode, Resident, memory_policy
-from runtime.package import open_encoder
-from runtime.plan import Planner, Setting
-from runtime.workload import picture_workload
+from runtime.planning.plan import Planner, Setting
+from runtime.planning.workload import picture_workload
 
 Run = Callable[..., tuple[int, str, str]]
 

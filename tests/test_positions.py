@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.positions import patch_positions, text_rotary, token_positions
+from runtime.prompts.positions import patch_positions, text_rotary, token_positions
 
 IMAGE, VIDEO, START, END, TEXT = 151655, 151656, 151652, 151653, 100
 # (h, w) in patches: one row or column of cells, squares, and sizes with fractions that round both ways.

@@ -11,9 +11,10 @@ from onnx_files import load, operators
 
 from export.graph import CONTRIB, Graph
 from export.probe import build_probe
-from runtime import Qwen3VLEmbedder, Qwen3VLReranker, probe
+from runtime import Qwen3VLEmbedder, Qwen3VLReranker
+from runtime.graphs import probe
+from runtime.graphs.probe import PROBE, PROBE_SHAPE, WEIGHT_CODE, products_saturate, stored_weights_are_exact
 from runtime.manifest import Manifest
-from runtime.probe import PROBE, PROBE_SHAPE, WEIGHT_CODE, products_saturate, stored_weights_are_exact
 
 # What x86 without VNNI makes of two products of the largest codes: the sum is cut at 16 bits.
 SATURATED = 2**15 - 1

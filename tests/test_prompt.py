@@ -11,8 +11,8 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from export.reference_prompt import ReferenceOptions, embedder_messages, reranker_messages
-from runtime.inputs import parse_content, parse_item, parse_request
-from runtime.prompt import (
+from runtime.prompts.inputs import parse_content, parse_item, parse_request
+from runtime.prompts.prompt import (
     EMPTY,
     IMAGE,
     VIDEO,

@@ -12,9 +12,9 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from runtime import Qwen3VLReranker
-from runtime.image import Visual
-from runtime.inputs import parse_content
-from runtime.vision import VisualFeatures
+from runtime.graphs.vision import VisualFeatures
+from runtime.media.image import Visual
+from runtime.prompts.inputs import parse_content
 
 Packages = Callable[[Shape, Task], Path]
 CLOSE = 1e-6  # float32 sums in another order

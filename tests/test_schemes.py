@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from export.graph import Graph
 from quant.schemes import AsStored, Float, Linear
-from runtime.session import create_session
+from runtime.graphs.session import create_session
 
 # Sums of 40 float32 products of order 1, in another order than numpy's.
 TOLERANCE = 1e-5

@@ -17,7 +17,7 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from runtime import Qwen3VLEmbedder, Qwen3VLReranker, Searcher, rerank
-from runtime.cli import main
+from runtime.commands.cli import main
 
 Packages = Callable[[Shape, Task], Path]
 Run = Callable[..., tuple[int, str, str]]

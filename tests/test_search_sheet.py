@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.encode import DEFAULT_LIMITS
 from runtime.errors import InputError
+from runtime.prompts.encode import DEFAULT_LIMITS
 from runtime.search.contact_page import contact_page
 from runtime.search.contact_sheet import CAPTION, GAP, HEADER, MARGIN, TILE, contact_sheet
 from runtime.search.documents import one_line

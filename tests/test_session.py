@@ -11,10 +11,10 @@ import pytest
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
-from runtime import session
 from runtime.errors import InputError, PackageError
-from runtime.session import default_threads, open_session, require_providers, require_usable_onnxruntime
-from runtime.target import TARGETS
+from runtime.graphs import session
+from runtime.graphs.session import default_threads, open_session, require_providers, require_usable_onnxruntime
+from runtime.graphs.target import TARGETS
 
 CPU, CUDA, COREML = "CPUExecutionProvider", "CUDAExecutionProvider", "CoreMLExecutionProvider"
 PACKAGE = Path("package")

@@ -16,9 +16,9 @@ from export.package import ExportOptions, export_package
 from quant.prompts import prompts
 from quant.taps import TappedPackage
 from runtime.errors import CheckpointError, PackageError
+from runtime.graphs.model import Model
+from runtime.graphs.package import open_encoder
 from runtime.manifest import DECODER, Manifest, describe_file
-from runtime.model import Model
-from runtime.package import open_encoder
 
 Packages = Callable[..., Path]
 

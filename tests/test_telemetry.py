@@ -26,7 +26,9 @@ def run(module: str, home: Path, **variables: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["runtime", "runtime.session", "quant.compare", "quant.__main__", "export.__main__"])
+@pytest.mark.parametrize(
+    "module", ["runtime", "runtime.graphs.session", "quant.compare", "quant.__main__", "export.__main__"]
+)
 def test_nothing_is_recorded(module: str, tmp_path: Path) -> None:
     assert run(module, tmp_path) == "1"
     assert list(tmp_path.rglob("*.db")) == []

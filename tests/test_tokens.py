@@ -18,9 +18,9 @@ from export.config import read_config
 from export.reference_prompt import ReferenceOptions
 from export.tokenizer import read_tokenizer
 from runtime.errors import InputError, PackageError
-from runtime.inputs import Content
-from runtime.prompt import embedding_prompt, rerank_prompt
-from runtime.tokens import PromptTokenizer
+from runtime.prompts.inputs import Content
+from runtime.prompts.prompt import embedding_prompt, rerank_prompt
+from runtime.prompts.tokens import PromptTokenizer
 
 Checkpoints = Callable[[Shape, Task], Path]
 ENDOFTEXT, IMAGE_PAD, VISION_START, VISION_END = 151643, 151655, 151652, 151653

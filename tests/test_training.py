@@ -19,8 +19,8 @@ from random_checkpoint import TINY_2B, Shape
 from torch.nn import functional as F
 
 from export.reference import ReferenceEmbedder, ReferenceReranker
-from runtime.image import patchify
-from runtime.positions import text_rotary
+from runtime.media.image import patchify
+from runtime.prompts.positions import text_rotary
 from training import embedder
 from training.augment import PATCH, augmented, patches
 from training.checkpoint import SHAPES, new_model, read_weights

@@ -10,9 +10,10 @@ from onnx_files import external, load, operators, weights
 from random_checkpoint import Shape
 from scheme_graphs import needs_exact_int8
 
-from runtime import Qwen3VLEmbedder, model
+from runtime import Qwen3VLEmbedder
+from runtime.graphs import model
+from runtime.graphs.model import decoder_file
 from runtime.manifest import DECODER, DECODER_UINT8, Manifest
-from runtime.model import decoder_file
 
 Packages = Callable[..., Path]
 ITEMS = [{"text": "a red car"}, {"image": np.full((64, 96, 3), 200, np.uint8)}, {"text": "stone " * 40}]

@@ -14,10 +14,10 @@ from file_server import served
 from PIL import Image
 from video_files import cut_by_edit_list, rotate, write_video
 
-from runtime.download import FetchLimits
 from runtime.errors import MediaError
-from runtime.image import PatchGrid, Visual
-from runtime.video import VideoOptions, frames_visual, pair_timestamps, sample_indices, video_visual
+from runtime.media.download import FetchLimits
+from runtime.media.image import PatchGrid, Visual
+from runtime.media.video import VideoOptions, frames_visual, pair_timestamps, sample_indices, video_visual
 
 LIMITS, PATCH = FetchLimits(), PatchGrid()
 OPTIONS = VideoOptions(fps=1.0, max_frames=64, total_pixels=7_864_320, strict_budget=True, exact_resize=False)

@@ -13,11 +13,11 @@ from file_server import served
 from PIL import Image
 from video_files import write_video
 
-import runtime.video
-from runtime.download import FetchLimits
+import runtime.media.video
 from runtime.errors import InputError, MediaError, MissingExtraError
-from runtime.image import PatchGrid
-from runtime.video import VideoOptions, frames_visual, sample_indices, video_visual
+from runtime.media.download import FetchLimits
+from runtime.media.image import PatchGrid
+from runtime.media.video import VideoOptions, frames_visual, sample_indices, video_visual
 
 LIMITS, PATCH = FetchLimits(), PatchGrid()
 TS_PACKET = 188  # bytes of an MPEG transport stream
@@ -47,7 +47,7 @@ def test_a_long_clip_is_never_in_memory(tmp_path: Path) -> None:
 
 def test_decoding_stops_at_the_last_frame_wanted(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", (64, 64), 60)
-    _, decoded = runtime.video._decoded(str(path), [0, 5], OPTIONS, PATCH)
+    _, decoded = runtime.media.video._decoded(str(path), [0, 5], OPTIONS, PATCH)
     assert decoded == 6
 
 
@@ -79,7 +79,7 @@ def test_a_stream_that_damage_adds_is_no_index_error(tmp_path: Path) -> None:
 
 def test_our_own_index_errors_are_not_blamed_on_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "clip.mp4", (64, 64), 4)
-    monkeypatch.setattr(runtime.video._Frames, "put", lambda *given: [][1])
+    monkeypatch.setattr(runtime.media.video._Frames, "put", lambda *given: [][1])
     with pytest.raises(IndexError):
         video_visual(path, OPTIONS, LIMITS, PATCH)
 

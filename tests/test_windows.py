@@ -11,10 +11,10 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from runtime import InputError, Qwen3VLEmbedder, Qwen3VLReranker, Skipped
-from runtime.encode import TokenSequence
-from runtime.image import Visual
-from runtime.vision import SeenVisuals, VisionEncoder, VisualFeatures
-from runtime.windows import WINDOW_CALLS, WINDOW_INPUTS, Entry, windows
+from runtime.graphs.vision import SeenVisuals, VisionEncoder, VisualFeatures
+from runtime.graphs.windows import WINDOW_CALLS, WINDOW_INPUTS, Entry, windows
+from runtime.media.image import Visual
+from runtime.prompts.encode import TokenSequence
 
 Packages = Callable[[Shape, Task], Path]
 CLOSE = 1e-6

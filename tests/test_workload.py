@@ -13,10 +13,8 @@ from PIL import Image
 from qwen_tokenizer import Task
 from video_files import write_video
 
-from runtime.encode import Encoder, Loaded
 from runtime.errors import InputError, MediaError
-from runtime.inputs import Content
-from runtime.workload import (
+from runtime.planning.workload import (
     QUERY,
     VIDEO_FPS,
     Workload,
@@ -27,6 +25,8 @@ from runtime.workload import (
     video_workload,
     words,
 )
+from runtime.prompts.encode import Encoder, Loaded
+from runtime.prompts.inputs import Content
 
 TASKS: tuple[Task, ...] = ("embedding", "reranker")
 

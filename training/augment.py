@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runtime.image import PatchGrid
+from runtime.media.image import PatchGrid
 
 PATCH = PatchGrid()
 # (height, width) in pixels of a training picture, and how often.
@@ -44,7 +44,7 @@ def on_white(drawings: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def patches(pictures: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """float32 [B, 3, H, W] in 0 … 1 → ([B, h*w, 1536] in the order of `runtime.image.patchify`, (h, w))."""
+    """float32 [B, 3, H, W] in 0 … 1 → ([B, h*w, 1536] in the order of `runtime.media.image.patchify`, (h, w))."""
     count, channels, height, width = pictures.shape
     size, merge, pair = PATCH.patch_size, PATCH.spatial_merge_size, PATCH.temporal_patch_size
     rows, columns = height // size, width // size

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.blueprint import DEFAULTS
-from runtime.prompt import RERANK_SYSTEM
+from runtime.prompts.prompt import RERANK_SYSTEM
 from training.checkpoint import new_model, read_weights, write_folder, write_weights
 from training.concepts import Concept, read_concepts
 from training.data import Contents, Data

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.manifest import TextConfig, VisionConfig
-from runtime.positions import text_rotary, token_positions
+from runtime.prompts.positions import text_rotary, token_positions
 from training.rotation import Rotation, as_rotation, rotated
 from training.vision import Pictures, Vision
 
@@ -49,7 +49,7 @@ class Qwen3VL(nn.Module):
                 nn.init.zeros_(parameter)
 
     def look(self, patches: Tensor, grid: tuple[int, int]) -> Pictures:
-        """Pictures float32 [B, h*w, 1536] in the order of `runtime.image.patchify`, all of a grid (h, w)."""
+        """Pictures float32 [B, h*w, 1536] in the order of `runtime.media.image.patchify`, all of a grid (h, w)."""
         pictures: Pictures = self.model["visual"](patches, grid)
         return pictures
 

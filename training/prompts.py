@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from runtime.inputs import Content
-from runtime.prompt import IMAGE, IMAGE_PAD, VisualTokens, embedding_prompt, expand_visuals, rerank_prompt
+from runtime.prompts.inputs import Content
+from runtime.prompts.prompt import IMAGE, IMAGE_PAD, VisualTokens, embedding_prompt, expand_visuals, rerank_prompt
 from training.model import Blocks, Prompts
 
 Ids = list[int]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from runtime.positions import Rotary
+from runtime.prompts.positions import Rotary
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines [..., S, head size]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.manifest import VisionConfig
-from runtime.positions import patch_positions
+from runtime.prompts.positions import patch_positions
 from training.rotation import Rotation, as_rotation, rotated
 
 EPSILON = 1e-6
@@ -46,7 +46,7 @@ class Vision(nn.Module):
         self.deepstack_merger_list = nn.ModuleList([Merger(config, norm_after=True) for _ in range(levels)])
 
     def forward(self, patches: Tensor, grid: tuple[int, int]) -> Pictures:
-        """`patches` float32 [B, h*w, 1536] in the order of `runtime.image.patchify`, `grid` = (h, w)."""
+        """`patches` float32 [B, h*w, 1536] in the order of `runtime.media.image.patchify`, `grid` = (h, w)."""
         config = self.config
         side = round(config.num_position_embeddings**0.5)
         places = patch_positions(grid, config.spatial_merge_size, config.hidden_size // config.num_heads, side)

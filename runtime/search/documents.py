@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.download import shortened
 from runtime.errors import InputError
-from runtime.inputs import CONTENT_KEYS, ITEM_KEYS
 from runtime.json_lines import json_value, numbered_lines
 from runtime.manifest import sha256_of
-from runtime.media import SCHEME
+from runtime.media.download import shortened
+from runtime.media.source import SCHEME
+from runtime.prompts.inputs import CONTENT_KEYS, ITEM_KEYS
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 TEXTS = (".txt", ".md")

@@ -8,7 +8,7 @@ import numpy as np
 
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import InputError, SearchIndexError
-from runtime.package import Skipped
+from runtime.graphs.package import Skipped
 from runtime.search.documents import Document, FoundFile, find_files, is_below, one_line, read_documents
 from runtime.search.index_entries import IndexedFile, Part, Step
 from runtime.search.index_folder import SearchIndex

@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from runtime.download import FetchLimits
 from runtime.errors import InputError
-from runtime.image import to_rgb
-from runtime.media import content_name, load_image
+from runtime.media.download import FetchLimits
+from runtime.media.image import to_rgb
+from runtime.media.source import content_name, load_image
 
 LONGEST_SIDE = 480  # pixels: twice a tile, for screens that show two as one
 MOST_CHARACTERS = 400

@@ -6,8 +6,8 @@ Vectors of two regimes must not be compared, so an index keeps the one it was ma
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from runtime.encode import EncodeOptions
 from runtime.manifest import Manifest
+from runtime.prompts.encode import EncodeOptions
 
 OF_THE_PACKAGE = ("weights", "precision", "target")
 SHOWN = 40  # characters of an instruction in a message

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import InputError, Qwen3VLError
-from runtime.inputs import CONTENT_KEYS
+from runtime.graphs.package import Skipped, require_positive
 from runtime.notice import warn_caller
-from runtime.package import Skipped, require_positive
+from runtime.prompts.inputs import CONTENT_KEYS
 from runtime.reranker import Qwen3VLReranker
 from runtime.search.documents import Document, display_name, is_below, read_documents
 from runtime.search.index_folder import SearchIndex, require_free

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from runtime.errors import InputError, MissingExtraError
-from runtime.session import default_threads
+from runtime.graphs.session import default_threads
 
 StoreName = Literal["float32", "int8", "binary"]
 STORES: tuple[StoreName, ...] = get_args(StoreName)

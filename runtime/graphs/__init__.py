@@ -1,0 +1,1 @@
+"""The graphs of a package and their sessions: opened, fed, run, packed into calls."""

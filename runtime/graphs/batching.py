@@ -1,0 +1,116 @@
+"""Many prompts through the decoder: packed by length under a token budget, a common beginning computed once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.graphs.decoder import Decoder, Prompt, Span
+from runtime.graphs.past import Past
+from runtime.graphs.target import TARGETS, Target
+
+# A common beginning is computed apart where it saves at least this many tokens.
+WORTH_SHARING = 96
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """The tokens that prompts have in common, and their past in one row."""
+
+    prompt: Prompt
+    past: Past
+
+
+class Batches:
+    """The prompts of one request, given in one or several parts; `batch_tokens` go through the decoder in a call.
+
+    Longer prompts go alone, in chunks of that many tokens. What all prompts so far begin with is kept as a past.
+    """
+
+    def __init__(self, decoder: Decoder, batch_tokens: int):
+        self._decoder, self._batch_tokens, self._target = decoder, batch_tokens, decoder.target
+        self._beginning: Beginning | None = None
+
+    def pooled(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """(indexes, outputs float32 [B, D] or [B]) of one decoder call after the other, every prompt once."""
+        past = self._common_past(prompts)
+        start = 0 if past is None else past.length
+        spans = [Span(prompt, start, len(prompt)) for prompt in prompts]
+        rows: Past | None = None
+        for pack in packs([len(span) for span in spans], self._batch_tokens, start, self._target):
+            members = [spans[index] for index in pack]
+            longest = self._target.padded(max(map(len, members)))
+            if longest > self._batch_tokens:
+                yield pack, self._in_chunks(members[0], past)
+            elif past is None:
+                yield pack, self._decoder.pooled(members)
+            else:
+                # Never onto the past itself: it may be a view of a longer beginning that later parts continue.
+                if rows is None or rows.rows < len(members) or rows.capacity < start + longest:
+                    rows = past.repeated(len(members), start + longest)
+                yield pack, self._decoder.pooled(members, rows.first(len(members)))
+
+    def _common_past(self, prompts: Sequence[Prompt]) -> Past | None:
+        """The past of what all prompts begin with, None where computing it apart does not pay."""
+        known, shortest = self._beginning, min(map(len, prompts)) - 1  # a prompt is never all beginning
+        if known is not None:
+            shared = common_length([known.prompt, *prompts], min(known.past.length, shortest))
+            return known.past.cut(shared) if shared * len(prompts) > self._calls_cost(prompts) else None
+        shared = common_length(prompts, shortest)
+        if shared * (len(prompts) - 1) < WORTH_SHARING + self._calls_cost(prompts):
+            return None
+        past = self._extended(Span(prompts[0], 0, shared), self._decoder.empty_past(self._target.capacity(shared)))
+        self._beginning = Beginning(prompts[0], past)
+        return past
+
+    def _calls_cost(self, prompts: Sequence[Prompt]) -> int:
+        """What a past costs the prompts, in tokens: a call each where rows after a past do not go together."""
+        return 0 if self._target.past_tokens else len(prompts) * self._target.call_cost
+
+    def _in_chunks(self, span: Span, past: Past | None) -> np.ndarray:
+        """The output of one long span, [1, ...]."""
+        capacity = self._target.capacity(span.stop)
+        own = self._decoder.empty_past(capacity) if past is None else past.repeated(1, capacity)
+        last = span.stop - 1 - (len(span) - 1) % self._batch_tokens
+        own = self._extended(Span(span.prompt, span.start, last), own)
+        return self._decoder.pooled([Span(span.prompt, last, span.stop)], own)
+
+    def _extended(self, span: Span, past: Past) -> Past:
+        """`past` with all of a span behind it, a chunk a call."""
+        for start in range(span.start, span.stop, self._batch_tokens):
+            past = self._decoder.extend(Span(span.prompt, start, min(start + self._batch_tokens, span.stop)), past)
+        return past
+
+
+def packs(lengths: Sequence[int], budget: int, past: int = 0, target: Target = TARGETS["cpu"]) -> list[list[int]]:
+    """Indexes of prompts of these lengths (tokens) that go together, each pack at most `budget` tokens with padding.
+
+    Of all ways to cut the prompts in order of length, the one with the fewest tokens computed, the target's cost of a
+    call included. Rows that continue a past of `past` tokens keep to its `past_tokens`; a pack has at least a row.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    cost, first = [0.0], [0]  # of the best cut of the first n, and where its last pack starts
+    for stop in range(1, len(order) + 1):
+        longest = target.padded(lengths[order[stop - 1]])
+        room = min(budget // longest, target.past_tokens // (past + longest) if past else budget)
+        starts = range(max(0, stop - max(1, room)), stop)
+        best = min(starts, key=lambda start: cost[start] + target.call_cost + (stop - start) * longest)
+        cost.append(cost[best] + target.call_cost + (stop - best) * longest)
+        first.append(best)
+    found, stop = [], len(order)
+    while stop:
+        found.append(order[first[stop] : stop])
+        stop = first[stop]
+    return found
+
+
+def common_length(prompts: Sequence[Prompt], limit: int) -> int:
+    """How many tokens, at most `limit`, all prompts begin with: the same ids, and the same features for visual ones."""
+    one = prompts[0]
+    for other in prompts[1:]:
+        equal = one.sequence.input_ids[:limit] == other.sequence.input_ids[:limit]
+        limit = len(equal) if equal.all() else int(np.argmin(equal))
+        for start, mine, theirs in zip(one.visual_starts, one.features, other.features, strict=False):
+            if start < limit and mine is not theirs:
+                limit = start
+    return limit
