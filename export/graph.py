@@ -1,15 +1,15 @@
 """One ONNX graph under construction: operators, small constants, and weights that stream to a data file.
 
-The only importer of onnx_ir. Weights are declared while the graph is built (name, dtype, shape, where its blocks
-come from) and written afterwards, one block at a time, so the exact size on disk is known before a byte is written.
+Weights are declared while the graph is built (name, dtype, shape, where its blocks come from) and written afterwards,
+one block at a time, so the exact size on disk is known before a byte is written.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
+from onnx import NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, helper
 
 from quant.kernels import NUMPY_DTYPES
 from runtime.version import VERSION
@@ -20,18 +20,51 @@ IR_VERSION = 11
 # Page alignment lets every larger weight be mapped and used in place.
 PAGE, LINE = 4096, 64
 
-Value = ir.Value
+Shape = Sequence[int | str]  # a string is a free dimension
 Blocks = Callable[[], Iterator[np.ndarray]]
-DTYPES = {
-    "float32": ir.DataType.FLOAT,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "float16": ir.DataType.FLOAT16,
-    "int64": ir.DataType.INT64,
-    "int32": ir.DataType.INT32,
-    "bool": ir.DataType.BOOL,
-    "int8": ir.DataType.INT8,
-    "uint8": ir.DataType.UINT8,
+ELEMENT_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "bfloat16": TensorProto.BFLOAT16,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "bool": TensorProto.BOOL,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
 }
+
+
+@dataclass(eq=False)
+class Value:
+    """What an operator takes or gives. `dtype` and `shape` are known where they were declared."""
+
+    name: str
+    dtype: str = ""
+    shape: Shape = ()
+
+    def proto(self) -> ValueInfoProto:
+        """As the model file declares it."""
+        return helper.make_tensor_value_info(self.name, ELEMENT_TYPES[self.dtype], self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator. Values are held, not their names, so that a later name holds for all."""
+
+    name: str
+    operator: str
+    domain: str
+    inputs: Sequence[Value | None]
+    outputs: Sequence[Value]
+    attributes: Mapping[str, object]
+
+    def proto(self) -> NodeProto:
+        """As the model file has it."""
+        inputs = [value.name if value else "" for value in self.inputs]
+        outputs = [value.name for value in self.outputs]
+        node = helper.make_node(self.operator, inputs, outputs, self.name, domain=self.domain or None)
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in self.attributes.items())
+        return node
 
 
 @dataclass(frozen=True)
@@ -55,7 +88,11 @@ class Graph:
         self.name = name
         self.weights: dict[str, Weight] = {}
         self._lender = lender
-        self._graph = ir.Graph([], [], nodes=[], name=name.removesuffix(".onnx"), opset_imports={"": OPSET, CONTRIB: 1})
+        self._inputs: list[Value] = []
+        self._outputs: list[Value] = []
+        self._declared: list[Value] = []
+        self._nodes: list[Node] = []
+        self._initializers: list[TensorProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
 
     @property
@@ -69,23 +106,23 @@ class Graph:
         last = next(reversed(self.weights.values()), None)
         return last.offset + last.nbytes if last else 0
 
-    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> Value:
-        """A graph input; strings in `shape` are free dimensions."""
-        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[dtype]))
-        self._graph.inputs.append(value)
+    def input(self, name: str, dtype: str, shape: Shape) -> Value:
+        """A graph input."""
+        value = Value(name, dtype, shape)
+        self._inputs.append(value)
         return value
 
-    def output(self, name: str, value: Value, dtype: str, shape: Sequence[int | str]) -> None:
+    def output(self, name: str, value: Value, dtype: str, shape: Shape) -> None:
         """Make `value` a graph output called `name`."""
-        value.name = name
-        self.declare(value, dtype, shape)
-        self._graph.outputs.append(value)
+        value.name, value.dtype, value.shape = name, dtype, shape
+        self._outputs.append(value)
 
-    def declare(self, value: Value, dtype: str, shape: Sequence[int | str]) -> None:
+    def declare(self, value: Value, dtype: str, shape: Shape) -> None:
         """Say what `value` is, for an operator whose output onnxruntime infers otherwise."""
-        value.shape, value.type = ir.Shape(shape), ir.TensorType(DTYPES[dtype])
+        value.dtype, value.shape = dtype, shape
+        self._declared.append(value)
 
-    def op(self, operator: str, *inputs: Value | None, domain: str = "", **attributes: ir.Attr | object) -> Value:
+    def op(self, operator: str, *inputs: Value | None, domain: str = "", **attributes: object) -> Value:
         """Append `operator` with one output; keyword arguments are the operator's attributes."""
         return self.op_many(operator, inputs, 1, domain, attributes)[0]
 
@@ -95,30 +132,22 @@ class Graph:
         inputs: Sequence[Value | None],
         num_outputs: int,
         domain: str = "",
-        attributes: dict[str, object] | None = None,
+        attributes: Mapping[str, object] | None = None,
     ) -> Sequence[Value]:
         """Append `operator` with several outputs."""
-        node = ir.Node(
-            domain,
-            operator,
-            inputs,
-            ir.convenience.convert_attributes(attributes or {}),  # type: ignore[arg-type]
-            num_outputs=num_outputs,
-            name=f"{operator}_{len(self._graph)}",
-        )
-        for index, value in enumerate(node.outputs):
-            value.name = f"{node.name}:{index}"
-        self._graph.append(node)
-        return node.outputs
+        name = f"{operator}_{len(self._nodes)}"
+        outputs = [Value(f"{name}:{index}") for index in range(num_outputs)]
+        self._nodes.append(Node(name, operator, domain, inputs, outputs, attributes or {}))
+        return outputs
 
     def constant(self, content: np.ndarray) -> Value:
         """A small constant kept inside the model file (shapes, indices, scalars); equal ones are shared."""
         key = (content.dtype.name, content.shape, content.tobytes())
         if key not in self._constants:
-            name = f"constant_{len(self._constants)}"
-            value = ir.Value(name=name, const_value=ir.tensor(content, name=name))
-            value.shape, value.type = ir.Shape(content.shape), ir.TensorType(DTYPES[content.dtype.name])
-            self._graph.register_initializer(value)
+            value = Value(f"constant_{len(self._constants)}")
+            element_type = ELEMENT_TYPES[content.dtype.name]
+            tensor = helper.make_tensor(value.name, element_type, content.shape, content.tobytes(), raw=True)
+            self._initializers.append(tensor)
             self._constants[key] = value
         return self._constants[key]
 
@@ -126,16 +155,21 @@ class Graph:
         """Declare an initializer in the data file; `blocks()` yields its content in order, along axis 0."""
         if name in self.weights:
             raise AssertionError(f"initializer {name} declared twice")
-        kind = DTYPES[dtype]
-        nbytes = int(np.prod(shape, dtype=np.int64) * kind.itemsize)
+        nbytes = int(np.prod(shape, dtype=np.int64) * numpy_dtype(dtype).itemsize)
         weight = self._lender.weights[name] if self._lender else self._placed(name, dtype, nbytes, blocks)
         if (weight.dtype, weight.nbytes) != (dtype, nbytes):
             raise AssertionError(f"{name} was written as {weight.nbytes} bytes of {weight.dtype}")
         self.weights[name] = weight
-        tensor = ir.ExternalTensor(self.data_name, weight.offset, nbytes, kind, shape=ir.Shape(shape), name=name)
-        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
+        place = {"location": self.data_name, "offset": weight.offset, "length": nbytes}
+        tensor = TensorProto(
+            name=name,
+            data_type=ELEMENT_TYPES[dtype],
+            dims=shape,
+            data_location=TensorProto.EXTERNAL,
+            external_data=[StringStringEntryProto(key=key, value=str(each)) for key, each in place.items()],
+        )
+        self._initializers.append(tensor)
+        return Value(name)
 
     def _placed(self, name: str, dtype: str, nbytes: int, blocks: Blocks) -> Weight:
         """After the weights so far, aligned."""
@@ -149,7 +183,7 @@ class Graph:
         with (folder / self.data_name).open("wb") as file:
             for weight in self.weights.values():
                 file.write(bytes(weight.offset - file.tell()))
-                dtype = NUMPY_DTYPES.get(weight.dtype, weight.dtype)
+                dtype = numpy_dtype(weight.dtype)
                 for block in weight.blocks():
                     content = np.ascontiguousarray(block, dtype=dtype)
                     file.write(content.view(np.uint8).reshape(-1).data)
@@ -160,5 +194,24 @@ class Graph:
 
     def write_model(self, folder: Path) -> None:
         """Write the model file alone: all there is of a graph without declared weights."""
-        model = ir.Model(self._graph, ir_version=IR_VERSION, producer_name="qwen3vl-edge", producer_version=VERSION)
-        ir.save(model, folder / self.name)
+        graph = helper.make_graph(
+            [node.proto() for node in self._nodes],
+            self.name.removesuffix(".onnx"),
+            [value.proto() for value in self._inputs],
+            [value.proto() for value in self._outputs],
+            self._initializers,
+            value_info=[value.proto() for value in self._declared if value not in self._outputs],
+        )
+        model = helper.make_model(
+            graph,
+            ir_version=IR_VERSION,
+            producer_name="qwen3vl-edge",
+            producer_version=VERSION,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
+        )
+        (folder / self.name).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def numpy_dtype(dtype: str) -> np.dtype:
+    """numpy's own, or ml_dtypes' for what numpy lacks."""
+    return NUMPY_DTYPES[dtype] if dtype in NUMPY_DTYPES else np.dtype(dtype)

@@ -1,6 +1,6 @@
 """How a matrix is stored and multiplied: a scheme declares its bytes and emits its nodes.
 
-A scheme sees a graph only through `GraphBuilder` and a weight only through `Matrix`: it knows no model and no onnx_ir.
+A scheme sees a graph only through `GraphBuilder` and a weight only through `Matrix`: it knows no model and no onnx.
 Layers that share an input are handed over together, so a scheme that quantises the input does it once.
 """
 

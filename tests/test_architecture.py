@@ -24,7 +24,7 @@ ALLOWED = {
     "quant": {"quant", "runtime", "numpy", "PIL", "ml_dtypes", "onnxruntime", "tqdm", "onnx", "matplotlib"},
     "export": {
         *("export", "quant", "runtime", "numpy", "PIL", "onnxruntime", "tqdm"),
-        *("filelock", "huggingface_hub", "jinja2", "ml_dtypes", "onnx_ir", "safetensors"),
+        *("filelock", "huggingface_hub", "jinja2", "ml_dtypes", "onnx", "safetensors"),
     },
 }
 REFERENCE = {"torch", "torchvision", "transformers", "qwen_vl_utils", "decord"}
@@ -33,14 +33,12 @@ LAZY = {
     "av": "runtime/media/video_file.py",
     "huggingface_hub": "export/source.py",
     "matplotlib": "quant/plot.py",
-    "onnx": "quant/taps.py",
     "usearch": "runtime/search/vector_store.py",
 }
 # Each derives from that library's classes, so nobody imports it but who has the library.
 ADAPTERS = {"langchain_core": "runtime/langchain.py", "llama_index": "runtime/llama_index.py"}
 ONLY = {
     "jinja2": "export/settings.py",
-    "onnx_ir": "export/graph.py",
     "pydantic": "runtime/langchain.py",
     "tokenizers": "runtime/prompts/tokens.py",
 } | ADAPTERS
@@ -142,6 +140,10 @@ def test_some_libraries_have_one_importer(module: str, file: str) -> None:
         assert all(each.deferred for each in found)
 
 
+def test_onnx_files_are_written_by_one_module_and_opened_up_by_another() -> None:
+    assert {each.file for each in foreign() if each.module == "onnx"} == {"export/graph.py", "quant/taps.py"}
+
+
 def test_print_is_for_command_lines() -> None:
     printing = {
         path.relative_to(REPOSITORY).as_posix()
@@ -171,7 +173,7 @@ def modules_of(package: str) -> list[str]:
 def test_the_runtime_loads_nothing_heavy() -> None:
     found = loaded("runtime")
     assert {"runtime", "numpy", "onnxruntime"} <= found
-    assert not found & {*REFERENCE, "onnx", "onnx_ir", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
+    assert not found & {*REFERENCE, "onnx", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
     assert not found & {"filelock", "usearch"}
 
 
@@ -182,18 +184,18 @@ def test_the_adapters_are_for_their_libraries_only() -> None:
 def test_no_module_of_the_runtime_does() -> None:
     found = loaded(*modules_of("runtime"))
     assert {*ADAPTERS} <= found
-    assert not found & {*REFERENCE, "onnx", "onnx_ir", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
+    assert not found & {*REFERENCE, "onnx", "ml_dtypes", "export", "quant", "av", "huggingface_hub"}
     assert not found & {"filelock", "usearch"}
 
 
 def test_exporting_and_quantising_load_no_torch() -> None:
     found = loaded(*modules_of("export"), *modules_of("quant"))
-    assert {"export", "quant", "onnx_ir"} <= found
+    assert {"export", "quant", "onnx"} <= found
     assert not found & {*REFERENCE, "av", "huggingface_hub"}
 
 
 def test_quantising_knows_no_exporter() -> None:
-    assert not loaded(*modules_of("quant")) & {*REFERENCE, "export", "onnx", "onnx_ir", "av", "huggingface_hub"}
+    assert not loaded(*modules_of("quant")) & {*REFERENCE, "export", "onnx", "av", "huggingface_hub"}
 
 
 def test_what_is_public() -> None:
