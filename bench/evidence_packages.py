@@ -9,7 +9,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from export.config import read_config
-from export.package import ExportOptions, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from export.source import find_checkpoint
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

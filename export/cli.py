@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from export.calibration import BUILTIN, NONE
 from export.folder import require_free_output
-from export.package import ExportOptions, Reporter, export_package
+from export.options import ExportOptions, Reporter
+from export.package import export_package
 from export.source import PUBLISHED, SMALL, find_checkpoint
 from quant.agreement import require_cosine
 from quant.kernels import KERNELS

@@ -7,8 +7,8 @@ symmetric (then 2^(bits−1)). weight = (code − zero) · scale. A last block t
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -55,10 +55,7 @@ class Blockwise:
         pieces = [rows[start : start + step] for start in range(0, len(rows), step)]
         with ThreadPoolExecutor(default_threads()) as pool:
             parts = list(pool.map(partial(self._quantize_piece, importance=importance), pieces))
-        zeros = None if self.symmetric else np.concatenate([part.zeros for part in parts if part.zeros is not None])
-        return Blocks(
-            np.concatenate([part.codes for part in parts]), np.concatenate([part.scales for part in parts]), zeros
-        )
+        return _joined(parts)
 
     def _quantize_piece(self, rows: np.ndarray, importance: np.ndarray | None) -> Blocks:
         levels = 2**self.bits
@@ -132,44 +129,8 @@ class Blockwise:
         return error
 
     def _product(self, graph: GraphBuilder, x: Value, layer: Linear) -> Value:
-        matrix = layer.weight
-        size, width = matrix.shape
-        count = -(-width // self.block)
-
-        # Codes, scales and zeros come out of one search and are written one after the other.
-        @lru_cache(1)
-        def quantized() -> Blocks:
-            # With 8 bits the search gains nothing measurable and takes most of the time.
-            importance = matrix.importance if self.bits == 4 else None
-            parts = [self.quantize(block, importance) for block in matrix.blocks()]
-            zeros = None if self.symmetric else np.concatenate([part.zeros for part in parts if part.zeros is not None])
-            codes = np.concatenate([pack(part.codes, self.bits) for part in parts])
-            return Blocks(codes, np.concatenate([part.scales for part in parts]), zeros)
-
-        def codes() -> Iterator[np.ndarray]:
-            yield quantized().codes
-
-        def scales() -> Iterator[np.ndarray]:
-            yield quantized().scales
-
-        def zeros() -> Iterator[np.ndarray]:
-            packed = quantized().zeros
-            assert packed is not None
-            quantized.cache_clear()
-            yield pack(packed, self.bits)
-
-        def last_scales() -> Iterator[np.ndarray]:
-            yield quantized().scales
-            quantized.cache_clear()
-
-        name, shape, kernels = matrix.name, (size, count, self.block * self.bits // 8), self.kernels
-        inputs: list[Value | None] = [x, graph.weight(name, "uint8", shape, codes)]
-        stored = graph.weight(
-            f"{name}:scales", kernels.weights, (size, count), last_scales if self.symmetric else scales
-        )
-        inputs.append(cast(graph, stored, kernels.weights, kernels.activations))
-        if not self.symmetric:
-            inputs.append(graph.weight(f"{name}:zeros", "uint8", (size, -(-count * self.bits // 8)), zeros))
+        (size, width), kernels = layer.weight.shape, self.kernels
+        inputs = [x, *self._weights(graph, layer.weight)]
         if layer.bias is not None and kernels.fused_bias:
             inputs += [None] * (5 - len(inputs))
             inputs.append(float_weight(graph, layer.bias, layer.bias.shape[:1], kernels))
@@ -187,6 +148,50 @@ class Blockwise:
             return product
         return add_bias(graph, product, layer.bias, kernels)
 
+    def _weights(self, graph: GraphBuilder, matrix: Matrix) -> list[Value | None]:
+        """Codes, scales and, where they are asymmetric, zero points."""
+        name, (size, width), stored = matrix.name, matrix.shape, _Stored(self, matrix)
+        count = -(-width // self.block)
+        codes = graph.weight(name, "uint8", (size, count, self.block * self.bits // 8), stored.codes)
+        scales = graph.weight(f"{name}:scales", self.kernels.weights, (size, count), stored.scales)
+        values = [codes, cast(graph, scales, self.kernels.weights, self.kernels.activations)]
+        if not self.symmetric:
+            values.append(graph.weight(f"{name}:zeros", "uint8", (size, -(-count * self.bits // 8)), stored.zeros))
+        return values
+
+
+class _Stored:
+    """A matrix quantised once for all of its bytes, which are written one after the other."""
+
+    def __init__(self, scheme: Blockwise, matrix: Matrix):
+        self._scheme, self._matrix = scheme, matrix
+
+    @cached_property
+    def _blocks(self) -> Blocks:
+        """As `Blockwise.quantize`, the codes packed."""
+        scheme, matrix = self._scheme, self._matrix
+        # With 8 bits the search gains nothing measurable and takes most of the time.
+        importance = matrix.importance if scheme.bits == 4 else None
+        parts = [scheme.quantize(rows, importance) for rows in matrix.blocks()]
+        return _joined([replace(part, codes=pack(part.codes, scheme.bits)) for part in parts])
+
+    def codes(self) -> Iterator[np.ndarray]:
+        """The first of its bytes."""
+        yield self._blocks.codes
+
+    def scales(self) -> Iterator[np.ndarray]:
+        """The last of them where it is symmetric."""
+        yield self._blocks.scales
+        if self._scheme.symmetric:
+            del self._blocks
+
+    def zeros(self) -> Iterator[np.ndarray]:
+        """The last of them."""
+        zeros = self._blocks.zeros
+        assert zeros is not None, "symmetric blocks have no zero points"
+        del self._blocks
+        yield pack(zeros, self._scheme.bits)
+
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     """uint8 codes [..., n] → bytes [..., ⌈n · bits / 8⌉], the lower half of a byte first."""
@@ -195,3 +200,12 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, codes.shape[-1] % 2)])
     packed: np.ndarray = padded[..., 0::2] | (padded[..., 1::2] << 4)
     return packed
+
+
+def _joined(parts: Sequence[Blocks]) -> Blocks:
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return Blocks(
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        np.concatenate(zeros) if zeros else None,
+    )

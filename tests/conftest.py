@@ -14,7 +14,8 @@ from outliers import CALM, write_outliers
 from qwen_tokenizer import Task
 from random_checkpoint import Shape, write_checkpoint
 
-from export.package import ExportOptions, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from quant.kernels import CUDA, KERNELS
 from runtime.graphs.target import TARGETS
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from export.checkpoint import SINGLE_FILE
-from export.package import ExportOptions, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from runtime.errors import CheckpointError
 
 Tensors = dict[str, NDArray[np.generic]]

@@ -15,7 +15,8 @@ from qwen_tokenizer import Task
 from export.blueprint import Blueprint, read_blueprint
 from export.calibration import BUILTIN, LAST_TOKEN_BOOST, load_samples
 from export.layerwise import num_steps
-from export.package import ExportOptions, Reporter, export_package
+from export.options import ExportOptions, Reporter
+from export.package import export_package
 from quant.agreement import embedding_agreement
 from quant.samples import builtin_items
 from runtime import Qwen3VLEmbedder

@@ -14,7 +14,8 @@ from PIL import Image
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, write_checkpoint
 
-from export.package import ExportOptions, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from quant.__main__ import main
 from quant.compare import ROWS, compare
 from quant.losses import costliest

@@ -15,9 +15,9 @@ from qwen_tokenizer import Task
 from export.blueprint import Blueprint, read_blueprint
 from export.calibration import BUILTIN, Calibration, calibrate
 from export.checkpoint import Checkpoint
+from export.contents import build_graphs
 from export.folds import Place, make_plan, places
 from export.layer_graphs import LayerGraphs
-from export.package import build_graphs
 from quant.fold import Fold
 from quant.selection import Plan
 from runtime.graphs.decoder import Prompt

@@ -30,7 +30,8 @@ STAGES = {
 EXPORT = """
 import resource, shutil, signal, sys
 from pathlib import Path
-from export.package import ExportOptions, Reporter, export_package
+from export.options import ExportOptions, Reporter
+from export.package import export_package
 from runtime.errors import CheckpointError
 
 folder, output, samples, stage, left, how = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]

@@ -12,7 +12,8 @@ from random_checkpoint import TINY_2B, TINY_8B, Dtype, Shape, tensor_shapes, wri
 from safetensors import safe_open
 
 from export.graph import LINE, PAGE, Graph
-from export.package import ExportOptions, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from runtime.manifest import DECODER, GOLDEN, MANIFEST_NAME, TOKENIZER, VISION
 
 Packages = Callable[[Shape, Task], Path]

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from export.checkpoint import SINGLE_FILE
 from export.heads import LM_HEAD
-from export.package import ExportOptions, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from quant.selection import TOKEN_TABLE
 from runtime.manifest import DECODER
 

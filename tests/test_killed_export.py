@@ -17,7 +17,8 @@ from exports import beside
 from killed_export import export
 
 from export.calibration import NONE
-from export.package import ExportOptions, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from runtime.manifest import Manifest
 
 if sys.platform == "win32":

@@ -12,9 +12,11 @@ from qwen_tokenizer import Task
 from export.blueprint import read_blueprint
 from export.calibration import BUILTIN, load_samples
 from export.checkpoint import Checkpoint
+from export.contents import build_graphs
 from export.layer_graphs import LayerGraphs
 from export.layerwise import Layerwise, Sample, num_steps
-from export.package import ExportOptions, build_graphs, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from quant.kernels import KERNELS
 from quant.prompts import Prompt
 from quant.selection import Plan

@@ -11,7 +11,8 @@ import pytest
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape, write_checkpoint
 
-from export.package import ExportOptions, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from runtime.errors import PackageError
 from runtime.manifest import (
     DECODER,

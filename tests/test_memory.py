@@ -33,7 +33,8 @@ MOST_BYTES = 300e6
 EXPORT = """
 import json, sys
 from pathlib import Path
-from export.package import ExportOptions, export_package
+from export.options import ExportOptions
+from export.package import export_package
 
 def peak():
     if sys.platform == "linux":

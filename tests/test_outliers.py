@@ -18,8 +18,10 @@ from tokenizers import Tokenizer
 from export.blueprint import read_blueprint
 from export.calibration import calibrate
 from export.checkpoint import Checkpoint
+from export.contents import build_graphs
 from export.layer_graphs import LayerGraphs
-from export.package import ExportOptions, build_graphs, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from quant.agreement import Agreement, embedding_agreement, score_agreement
 from quant.per_token import PerToken
 from quant.schemes import GraphBuilder, Linear, Scheme, Value

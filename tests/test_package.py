@@ -12,7 +12,8 @@ from random_checkpoint import TINY_2B, TINY_8B, Shape
 from export.blueprint import DEFAULTS
 from export.checkpoint import Checkpoint
 from export.folder import put_in_place
-from export.package import ExportOptions, Reporter, export_package
+from export.options import ExportOptions, Reporter
+from export.package import export_package
 from runtime.errors import CheckpointError
 from runtime.manifest import DECODER, FORMAT_VERSION, GOLDEN, MANIFEST_NAME, TOKENIZER, VISION, Manifest
 from runtime.version import VERSION

@@ -13,7 +13,8 @@ from filelock import FileLock
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape, write_checkpoint
 
-from export.package import ExportOptions, Reporter, export_package
+from export.options import ExportOptions, Reporter
+from export.package import export_package
 from runtime.errors import CheckpointError
 from runtime.manifest import DECODER
 

@@ -12,7 +12,8 @@ from onnx_files import load
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
-from export.package import ExportOptions, export_package
+from export.options import ExportOptions
+from export.package import export_package
 from quant.prompts import prompts
 from quant.taps import TappedPackage
 from runtime.errors import CheckpointError, PackageError
