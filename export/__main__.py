@@ -1,8 +1,26 @@
 """`python -m export`: make an ONNX package of a Qwen3-VL-Embedding or Qwen3-VL-Reranker checkpoint."""
 
 import sys
+from collections.abc import Callable, Sequence
 
-from export.cli import main
+from runtime.commands.exit_code import exit_code
+from runtime.errors import MissingExtraError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """As `export.cli.main`, also where the extra `export` is not installed."""
+    return exit_code(lambda: _command()(arguments))
+
+
+def _command() -> Callable[[Sequence[str] | None], int]:
+    try:
+        from export.cli import main as command
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"exporting needs {error.name}, which is not installed; run pip install 'qwen3vl-edge[export]'."
+        ) from error
+    return command
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ from random_checkpoint import TINY_2B, write_checkpoint
 
 from export.options import ExportOptions
 from export.package import export_package
-from quant.__main__ import main
+from quant.cli import main
 from quant.compare import ROWS, compare
 from quant.losses import costliest
 from quant.selection import TOKEN_TABLE

@@ -27,7 +27,7 @@ def run(module: str, home: Path, **variables: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["runtime", "runtime.graphs.session", "quant.compare", "quant.__main__", "export.__main__"]
+    "module", ["runtime", "runtime.graphs.session", "quant.compare", "quant.cli", "quant.__main__", "export.cli"]
 )
 def test_nothing_is_recorded(module: str, tmp_path: Path) -> None:
     assert run(module, tmp_path) == "1"
