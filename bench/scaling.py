@@ -1,6 +1,6 @@
 """How time and memory of a package grow: with length, batch, picture size and threads, as JSON for bench.scaling_plots.
 
-    python -m bench.scaling INT8_PACKAGE scaling.json [--length 128 512 ...] [--vnni-gops 947]
+    python -m bench.scaling INT8_PACKAGE scaling.json --vnni-gops 947 [--length 128 512 ...]
 
 Every point is a process of its own, measured as in bench.memory (Linux only). `--vnni-gops` is the theoretical peak
 of all cores together, 10⁹ operations a second: cores × clock × 128 on Zen 4 (one 512-bit VPDPBUSD a cycle), 256 on Zen

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--block",
         type=int,
         choices=INT4_BLOCKS,
-        help="with --int4: weights that share a scale (default 16, with --portable 32)",
+        help="with --int4: weights that share a scale (default 16, with --portable or on cuda 32)",
     )
     parser.add_argument(
         "--calibrate",

@@ -168,7 +168,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The manifest of `folder`, sizes of its files checked. Raises PackageError."""
+        """The manifest of `folder`, sizes of its files and hashes of its graphs checked. Raises PackageError."""
         path = folder / MANIFEST_NAME
         take_back(folder)
         try:

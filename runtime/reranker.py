@@ -39,7 +39,7 @@ class Qwen3VLReranker(SharesPackage):
     tokens). Keyword-only: `batch_tokens` go through the decoder together, padding included, and longer pairs in pieces
     of as many; `providers` and `threads` choose where onnxruntime runs; `memory="low"` takes less of it and more time;
     `special_tokens`, `strict_video_budget`, `exact_resize` and `fetch` as in `runtime.prompts.encode.EncodeOptions`.
-    Raises PackageError, OutOfMemoryError. Several threads may share one.
+    Raises InputError for an option, PackageError, OutOfMemoryError. Several threads may share one.
     """
 
     def __init__(

@@ -69,7 +69,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
     """(height, width) in multiples of `factor` with an area within the bounds (qwen_vl_utils.smart_resize).
 
-    Rounds half to even. MediaError for sides more than 200 to 1, or one that max_pixels shrinks to nothing.
+    Rounds half to even. MediaError for sides more than 200 to 1, or one that max_pixels shrinks to nothing; InputError
+    for a max_pixels below min_pixels.
     """
     if max_pixels < min_pixels:
         raise InputError(f"max_pixels {max_pixels} is below min_pixels {min_pixels}; give a budget that leaves room.")

@@ -29,7 +29,7 @@ def resize_frame(frame: NDArray[np.uint8], height: int, width: int, exact: bool)
     """uint8 [H, W, C] → uint8 [height, width, C].
 
     By default Pillow's float resize, one level off torch's on less than 0.3 % of values; `exact` repeats the
-    operations of torch 2.13 on x86 bit for bit, some ten times slower.
+    operations of torch 2.13 on x86 bit for bit, five to ten times slower.
     """
     if frame.shape[:2] == (height, width):
         return frame

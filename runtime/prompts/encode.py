@@ -118,7 +118,7 @@ class Encoder:
         return self._sequence(text, loaded.visuals, self.tokenizer.embedding_ids, where)
 
     def rerank_sequence(self, query: Loaded, document: Loaded, instruction: str | None, where: str) -> TokenSequence:
-        """The reranker's prompt for one pair, cut to the length limit."""
+        """The reranker's prompt for one pair, its texts cut to the length limit. Raises InputError."""
         text = prompt.rerank_prompt(query.content, document.content, self.rerank_instruction(instruction, where))
         return self._sequence(text, query.visuals + document.visuals, self.tokenizer.rerank_ids, where)
 

@@ -76,7 +76,8 @@ class PromptTokenizer:
     def rerank_ids(self, prompt: str, max_length: int) -> np.ndarray:
         """Ids where only ordinary tokens are cut: the last five set apart, all special ones kept, int64 [S].
 
-        Mirrors truncate_tokens_optimized. The result may hold `max_length` + 5 tokens, as the reference's does.
+        Mirrors truncate_tokens_optimized. The result may hold `max_length` + 5 tokens, and more where the special ones
+        alone are more than `max_length`, visual pads among them, as the reference's does.
         """
         ids = np.concatenate([self._ids(prompt), self._suffix])
         head, tail = ids[:-KEPT_TAIL], ids[-KEPT_TAIL:]

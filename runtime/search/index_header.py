@@ -16,7 +16,7 @@ HEADER = "index.json"
 
 @dataclass(frozen=True)
 class Header:
-    """`package` is the name in the manifest, for people; `generation` grows each time the index is written anew."""
+    """`package` says which one it was, for people; `generation` grows each time the index is written anew."""
 
     format_version: int
     generator: str

@@ -49,7 +49,8 @@ class Searcher:
 
     `store` (float32, int8, binary) and `dimensions` are chosen for a new index, by default float32 and the embedder's;
     of one that is there they may be left out. Raises SearchIndexError where the index was made with another package,
-    other options or another store, and MissingExtraError without the extra `search`.
+    other options or another store, InputError for a store or dimensions that there are not, and MissingExtraError
+    without the extra `search`.
     """
 
     def __init__(
