@@ -31,10 +31,10 @@ class Qwen3VLEmbedder(SharesPackage):
 
     The options up to `default_instruction` are the reference's, with the same defaults (pixels, frames per second,
     tokens). Keyword-only: `dimensions` cuts every vector (Matryoshka); `batch_tokens` go through the decoder together,
-    padding included, and longer inputs in pieces of as many; `providers` and `threads` choose where onnxruntime runs;
-    `memory="low"` takes less of it and more time; `special_tokens`, `strict_video_budget`, `exact_resize` and `fetch`
-    as in `runtime.prompts.encode.EncodeOptions`. Raises InputError for an option, PackageError, OutOfMemoryError.
-    Several threads may share one.
+    padding included, and longer inputs in pieces of as many; `providers` and `threads` are onnxruntime's, the provider
+    that the package was made for first; `memory="low"` takes less of it and more time; `special_tokens`,
+    `strict_video_budget`, `exact_resize` and `fetch` as in `runtime.prompts.encode.EncodeOptions`. Raises InputError
+    for an option, PackageError, OutOfMemoryError. Several threads may share one.
     """
 
     def __init__(

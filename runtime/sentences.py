@@ -13,7 +13,7 @@ VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".wmv", ".flv", ".mkv")  # what sent
 WITHOUT_EFFECT = {
     "batch_size": "inputs are packed by tokens; set batch_tokens in the constructor",
     "show_progress_bar": "set show_progress in the constructor",
-    "device": "choose the device with providers=[...] in the constructor",
+    "device": "it was chosen at export (--target cpu or cuda)",
     "pool": "one process uses all cores; set threads in the constructor",
     "chunk_size": "one process uses all cores; set threads in the constructor",
 }

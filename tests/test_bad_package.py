@@ -182,7 +182,7 @@ def test_torch_keywords_are_answered(opened: Any, package: Folders) -> None:
     assert [str(each.message) for each in caught] == [
         "torch_dtype has no effect here: the precision was chosen at export (--fp32, --bf16, --int8, --int4).",
         "attn_implementation has no effect here: onnxruntime's fused attention is always used.",
-        "device_map has no effect here: choose the device with providers=[...].",
+        "device_map has no effect here: the device was chosen at export (--target cpu or cuda).",
     ]
     assert {each.filename for each in caught} == {__file__}
     with warnings.catch_warnings(), pytest.raises(TypeError, match="unexpected keyword argument 'batchsize'"):

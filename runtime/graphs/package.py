@@ -24,7 +24,7 @@ TORCH_OPTIONS = {
     "torch_dtype": "the precision was chosen at export (--fp32, --bf16, --int8, --int4)",
     "dtype": "the precision was chosen at export (--fp32, --bf16, --int8, --int4)",
     "attn_implementation": "onnxruntime's fused attention is always used",
-    "device_map": "choose the device with providers=[...]",
+    "device_map": "the device was chosen at export (--target cpu or cuda)",
     "low_cpu_mem_usage": "weights are always memory-mapped",
     "trust_remote_code": "no code of the checkpoint is ever run",
     "use_safetensors": "the package has its own weight files",
