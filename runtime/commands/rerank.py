@@ -26,7 +26,7 @@ def add_rerank(commands: Any) -> None:
     """Add the command to argparse's subparsers."""
     command = add_command(commands, "rerank", rerank, "scores of documents for a query")
     text = "a document that is this text (all three may be repeated; scores come in their order)"
-    add_inputs(command, text, "a document that is this picture", "a video")
+    add_inputs(command, text, "a document that is this picture", "a document that is this video")
     command.add_argument("--query", help="the query's text")
     command.add_argument("--query-image", help="the query's picture")
     add_budgets(command)
