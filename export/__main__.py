@@ -3,8 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from runtime.commands.exit_code import exit_code
-from runtime.errors import MissingExtraError
+from runtime.commands.exit_code import exit_code, needing_extra
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -13,12 +12,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command() -> Callable[[Sequence[str] | None], int]:
-    try:
+    with needing_extra("export"):
         from export.cli import main as command
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"exporting needs {error.name}, which is not installed; run pip install 'qwen3vl-edge[export]'."
-        ) from error
     return command
 
 
