@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from runtime.errors import CheckpointError
 from runtime.manifest import MANIFEST_NAME
-from runtime.replacing import set_aside, take_back
+from runtime.replacing import patiently, set_aside, take_back
 
 # Model files, tokenizer and manifest beside the weights.
 SPARE_BYTES = 64 * 2**20
@@ -70,7 +70,7 @@ def _discard_old(output: Path) -> None:
     partial, old = _partial(output), set_aside(output)
     shutil.rmtree(partial, ignore_errors=True)
     if old.exists():
-        old.rename(partial)
+        patiently(lambda: old.rename(partial))
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -96,9 +96,9 @@ def _renamed(partial: Path, output: Path) -> bool:
     """Try it; False where a reader, who found no package for a moment, took the old one back."""
     replaces = output.exists()
     if replaces:
-        output.rename(set_aside(output))
+        patiently(lambda: output.rename(set_aside(output)))
     try:
-        partial.rename(output)
+        patiently(lambda: partial.rename(output))
     except OSError:
         if replaces and not set_aside(output).exists():
             return False

@@ -4,8 +4,27 @@ A folder cannot be exchanged for another in one step on every system, so there i
 hidden name is a whole package, always.
 """
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+# Windows' words for a file, or one in a folder, that a program has open: access denied, sharing violation.
+IN_USE = (5, 32)
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)  # seconds
+
+
+def patiently(rename: Callable[[], object]) -> None:
+    """Rename something just written: on Windows virus scanners open it for a while, so it is tried again meanwhile."""
+    for pause in PAUSES:
+        try:
+            rename()
+            return
+        except OSError as error:
+            if getattr(error, "winerror", None) not in IN_USE:
+                raise
+        time.sleep(pause)
+    rename()
 
 
 def set_aside(folder: Path) -> Path:

@@ -2,9 +2,17 @@
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from search_index import made, put
+
+from export.folder import put_in_place
+from runtime.commands.results import replacing
+from runtime.errors import InputError
+from runtime.search.index_header import Header
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,3 +33,59 @@ def test_a_checkout_on_windows_has_the_bytes_that_were_committed(tmp_path: Path)
     git("checkout-index", "--all")
     for name in names:
         assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes(), name
+
+
+def in_use(calls: int, rename: Callable[..., Any]) -> Callable[..., Any]:
+    """`rename` as Windows has it while a virus scanner reads what is renamed: refused the first so many times."""
+    left = [calls]
+
+    def refused(*arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            error = PermissionError(13, "Access is denied")
+            error.winerror = 5  # type: ignore[attr-defined]
+            raise error
+        return rename(*arguments)
+
+    return refused
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that would have been waited."""
+    seconds: list[float] = []
+    monkeypatch.setattr("runtime.replacing.time.sleep", seconds.append)
+    return seconds
+
+
+def test_a_package_that_is_scanned_gets_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: list[float]
+) -> None:
+    output, partial = tmp_path / "tiny", tmp_path / ".tiny.partial"
+    for folder, word in ((output, "old"), (partial, "new")):
+        folder.mkdir()
+        (folder / "manifest.json").write_text(word)
+    monkeypatch.setattr(Path, "rename", in_use(3, Path.rename))
+    put_in_place(partial, output)
+    assert (output / "manifest.json").read_text() == "new" and len(waited) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_result_that_is_scanned_gets_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: list[float]
+) -> None:
+    monkeypatch.setattr(Path, "replace", in_use(2, Path.replace))
+    with replacing(tmp_path / "rows.jsonl") as file:
+        file.write(b"rows")
+    assert (tmp_path / "rows.jsonl").read_bytes() == b"rows" and len(waited) == 2
+    monkeypatch.setattr(Path, "replace", in_use(99, Path.replace))
+    with pytest.raises(InputError, match=r"cannot be written \(Access is denied\)"), replacing(tmp_path / "rows.jsonl"):
+        pass
+    assert 20 < sum(waited) < 60
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_an_index_that_is_scanned_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: list[float]) -> None:
+    monkeypatch.setattr(Path, "replace", in_use(1, Path.replace))
+    put(made(tmp_path / "index", 1), 1)
+    assert Header.read(tmp_path / "index") is not None and len(waited) == 1

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.replacing import patiently
 
 
 def require_writable(output: Path, option: str = "--output", suffixes: Sequence[str] = (".npy", ".jsonl")) -> None:
@@ -77,7 +78,7 @@ def replacing(output: Path, option: str = "--output", keep: bool = True) -> Iter
             with partial.open("wb") as file:
                 yield file
             if keep:
-                partial.replace(target)
+                patiently(lambda: partial.replace(target))
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:

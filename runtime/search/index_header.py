@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from runtime.errors import InputError, SearchIndexError
+from runtime.replacing import patiently
 from runtime.search.regime import Regime, difference
 from runtime.search.vector_store import StoreName, VectorStore
 
@@ -38,7 +39,7 @@ class Header:
             file.write(json.dumps(asdict(self), indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(folder / HEADER)
+        patiently(lambda: partial.replace(folder / HEADER))
         sync_folder(folder)
 
     @classmethod
