@@ -11,7 +11,9 @@ from search_index import made, put
 
 from export.folder import put_in_place
 from runtime.commands.results import replacing
-from runtime.errors import InputError
+from runtime.errors import InputError, MediaError
+from runtime.media.download import FetchLimits
+from runtime.media.source import load_image
 from runtime.search.index_header import Header
 
 ROOT = Path(__file__).parent.parent
@@ -89,3 +91,15 @@ def test_an_index_that_is_scanned_is_made(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "replace", in_use(1, Path.replace))
     put(made(tmp_path / "index", 1), 1)
     assert Header.read(tmp_path / "index") is not None and len(waited) == 1
+
+
+def test_an_address_that_is_none_on_windows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def url2pathname(url: str) -> str:
+        raise OSError(f"Bad URL: {url.replace(':', '|')}")  # as nturl2path has it
+
+    monkeypatch.setattr("runtime.media.source.url2pathname", url2pathname)
+    with pytest.raises(MediaError) as caught:
+        load_image("file:///C:/12:30.jpg", FetchLimits())
+    assert str(caught.value) == (
+        "file:///C:/12:30.jpg leads to no file (Bad URL: /C|/12|30.jpg); write file:///C:/folder/name or a plain path."
+    )

@@ -125,7 +125,12 @@ def _existing_file(source: object, name: str, kind: str) -> Path:
         host, slash, rest = text[len("file://") :].partition("/")
         if host not in ("", "localhost"):
             raise MediaError(f"{name} names the host '{host}'; write file:///absolute/path or a plain path.")
-        text = url2pathname(slash + rest)
+        try:
+            text = url2pathname(slash + rest)
+        except OSError as error:  # on Windows, where a colon stands behind a drive's letter and nowhere else
+            raise MediaError(
+                f"{name} leads to no file ({error}); write file:///C:/folder/name or a plain path."
+            ) from error
     elif scheme:
         raise MediaError(f"{name} has the unknown scheme '{scheme}'; use a path, file:// or http(s):// for {kind}.")
     if not text:
