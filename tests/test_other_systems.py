@@ -1,7 +1,9 @@
 """What Windows and macOS do otherwise, simulated: files that are in use, names, encodings."""
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from runtime.media.source import load_image
 from runtime.search.index_header import Header
 
 ROOT = Path(__file__).parent.parent
+# Python then takes ASCII for its own ends, as Windows takes a code page.
+NARROW = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -103,3 +107,9 @@ def test_an_address_that_is_none_on_windows_is_named(monkeypatch: pytest.MonkeyP
     assert str(caught.value) == (
         "file:///C:/12:30.jpg leads to no file (Bad URL: /C|/12|30.jpg); write file:///C:/folder/name or a plain path."
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_words_that_go_nowhere_need_no_encoding() -> None:
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "runtime", "check", "鸭"]
+    assert subprocess.run(command, env={**os.environ, **NARROW}, check=False).returncode == 2

@@ -15,7 +15,7 @@ def exit_code(run: Callable[[], int], interrupted: str = "") -> int:
     `interrupted` is what Ctrl-C leaves behind, in words; a KeyboardInterrupt may bring its own.
     """
     if sys.stderr is None:  # closed, as by 2>&-: words go nowhere, and no file gets its number
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (stays open)
+        sys.stderr = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115 (stays open)
     try:
         return run()
     except Qwen3VLError as error:
