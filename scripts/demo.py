@@ -25,6 +25,7 @@ way: python -m export --model Qwen3-VL-Embedding-2B --int8"""
 def main() -> None:
     """Run the demo; every command's own output goes through."""
     os.chdir(ROOT)
+    sys.stdout.reconfigure(errors="backslashreplace")  # Windows' code pages lack the characters of a query
     title("1. Export: a checkpoint becomes an ONNX package, without torch")
     command("-m", "export", "--model", "tiny", "--int8", "--output", PACKAGE, "--force")
     command("-m", "export", "--model", "tiny-reranker", "--int8", "--output", RERANKER, "--force")

@@ -113,3 +113,11 @@ def test_an_address_that_is_none_on_windows_is_named(monkeypatch: pytest.MonkeyP
 def test_words_that_go_nowhere_need_no_encoding() -> None:
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "runtime", "check", "鸭"]
     assert subprocess.run(command, env={**os.environ, **NARROW}, check=False).returncode == 2
+
+
+def test_the_demo_shows_its_queries_in_any_encoding() -> None:
+    code = "import demo; demo.subprocess.run = demo.draw_query = lambda *_, **__: 'query.png'; demo.main()"
+    variables = {**os.environ, **NARROW, "PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"--text '\u5723\u8bde\u6811'" in done.stdout
