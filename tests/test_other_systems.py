@@ -12,7 +12,7 @@ import pytest
 from search_index import made, put
 
 from export.folder import put_in_place
-from runtime.commands.results import replacing
+from runtime.commands.results import replacing, require_writable
 from runtime.errors import InputError, MediaError
 from runtime.media.download import FetchLimits
 from runtime.media.source import load_image
@@ -121,3 +121,15 @@ def test_the_demo_shows_its_queries_in_any_encoding() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert rb"--text '\u5723\u8bde\u6811'" in done.stdout
+
+
+def test_a_result_that_another_program_has_open_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: list[float]
+) -> None:
+    rows = tmp_path / "rows.npy"
+    rows.write_bytes(b"rows")
+    require_writable(rows)
+    monkeypatch.setattr(Path, "replace", in_use(99, Path.replace))
+    with pytest.raises(InputError, match=r"rows\.npy cannot be written \(Access is denied\)"):
+        require_writable(rows)
+    assert rows.read_bytes() == b"rows" and list(tmp_path.iterdir()) == [rows]

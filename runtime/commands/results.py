@@ -79,6 +79,8 @@ def replacing(output: Path, option: str = "--output", keep: bool = True) -> Iter
                 yield file
             if keep:
                 patiently(lambda: partial.replace(target))
+            elif target.exists():
+                patiently(lambda: target.replace(target))  # Windows refuses what another program has open
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
