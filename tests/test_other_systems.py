@@ -7,16 +7,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
-from search_index import made, put
+from search_index import made, put, require_whole, vector
 
 from export.folder import put_in_place
 from runtime.commands.results import replacing, require_writable
 from runtime.errors import InputError, MediaError
 from runtime.media.download import FetchLimits
 from runtime.media.source import load_image
+from runtime.search.index_folder import SearchIndex
 from runtime.search.index_header import Header
+from runtime.search.vector_store import STORES, StoreName
 
 ROOT = Path(__file__).parent.parent
 # Python then takes ASCII for its own ends, as Windows takes a code page.
@@ -133,3 +136,36 @@ def test_a_result_that_another_program_has_open_is_found_before_the_work(
     with pytest.raises(InputError, match=r"rows\.npy cannot be written \(Access is denied\)"):
         require_writable(rows)
     assert rows.read_bytes() == b"rows" and list(tmp_path.iterdir()) == [rows]
+
+
+def keep_mapped_files_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let vectors be mapped: Windows makes such a file no shorter."""
+    opened = Path.open
+
+    def open_file(path: Path, *arguments: Any, **options: Any) -> Any:
+        file = opened(path, *arguments, **options)
+        if path.suffix != ".bin" or arguments != ("r+b",):
+            return file
+        refused = MagicMock(wraps=file)
+        refused.__enter__.return_value = refused
+        refused.__exit__.side_effect = lambda *error: file.close()
+        refused.truncate.side_effect = OSError(22, "Invalid argument")
+        return refused
+
+    monkeypatch.setattr(Path, "open", open_file)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_an_index_that_is_mapped_goes_on_after_a_process_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: StoreName
+) -> None:
+    index = made(tmp_path / "index", 3, store)
+    for path in (tmp_path / "index").glob("*.bin"):
+        path.write_bytes(path.read_bytes() + bytes(1000))  # rows without a step
+    reader = SearchIndex(tmp_path / "index")
+    keep_mapped_files_long(monkeypatch)
+    with index.writing():
+        put(index, 3)
+    assert [row for row, _ in reader.nearest(vector(3)[0], 1)] == [3]
+    if store == "float32":
+        assert require_whole(tmp_path / "index") == 4

@@ -118,8 +118,12 @@ def explained(folder: Path) -> Iterator[None]:
 def _extend(path: Path, position: int, content: bytes) -> None:
     """Write behind `position`; what stands there was left by a process that ended too early."""
     with path.open("r+b") as file:
-        if file.seek(0, os.SEEK_END) > position:  # Windows does not shorten a file that is mapped
-            file.truncate(position)
+        if file.seek(0, os.SEEK_END) > position:
+            try:
+                file.truncate(position)
+            except OSError:  # Windows does not shorten a file that any process has mapped: rows may have a rest behind
+                if path.suffix == ENDINGS[LOG]:
+                    raise
         file.seek(position)
         file.write(content)
         file.flush()

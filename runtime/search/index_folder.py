@@ -86,7 +86,7 @@ class SearchIndex:
         """Alone with the index: `append` within, and `settle` at the end. SearchIndexError where another process is."""
         with self._locked():
             self.refresh()
-            self._stored = None  # Windows does not shorten a file that is mapped
+            self._stored = None  # Windows does not delete a file that is mapped
             with explained(self.folder):
                 self._files().remove_others()
             yield
