@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from runtime.errors import CheckpointError
 from runtime.manifest import MANIFEST_NAME
-from runtime.replacing import patiently, set_aside, take_back
+from runtime.replacing import patiently, set_aside, sync_folder, take_back
 
 # Model files, tokenizer and manifest beside the weights.
 SPARE_BYTES = 64 * 2**20
@@ -88,7 +88,7 @@ def put_in_place(partial: Path, output: Path) -> None:
     _flush(partial)
     while not _renamed(partial, output):
         pass
-    _sync(output.parent)
+    sync_folder(output.parent)
     _discard_old(output)
 
 
@@ -110,15 +110,9 @@ def _renamed(partial: Path, output: Path) -> bool:
 def _flush(folder: Path) -> None:
     """Have every file on the disk: a disk that is full only now says so, and a power cut finds them whole."""
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDWR)  # Windows flushes nothing that is open for reading alone
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_folder(folder)

@@ -1,9 +1,11 @@
 """A package that is being replaced: set aside under a hidden name until the new one stands, taken back if none does.
 
 A folder cannot be exchanged for another in one step on every system, so there is a moment without one. What has the
-hidden name is a whole package, always.
+hidden name is a whole package, always. How names change and get to the disk holds for indexes and results too.
 """
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,3 +39,17 @@ def take_back(folder: Path) -> None:
     if not folder.exists():
         with suppress(OSError, ValueError):  # there is none, another process was faster, or the place is read-only
             set_aside(folder).rename(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    if os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what a file system says that cannot, such as VirtualBox's shared folders
+            raise
+    finally:
+        os.close(descriptor)

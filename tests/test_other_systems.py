@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -169,3 +170,23 @@ def test_an_index_that_is_mapped_goes_on_after_a_process_that_was_killed(
     assert [row for row, _ in reader.nearest(vector(3)[0], 1)] == [3]
     if store == "float32":
         assert require_whole(tmp_path / "index") == 4
+
+
+def test_a_file_system_that_flushes_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush, flushed = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        flushed.append(descriptor)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    made(tmp_path / "index", 2)
+    assert require_whole(tmp_path / "index") == 2
+    partial = tmp_path / ".tiny.partial"
+    partial.mkdir()
+    (partial / "manifest.json").write_text("new")
+    flushed.clear()
+    put_in_place(partial, tmp_path / "tiny")
+    assert (tmp_path / "tiny" / "manifest.json").read_text() == "new" and len(flushed) == 1

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import SearchIndexError
+from runtime.replacing import sync_folder
 from runtime.search.index_entries import Entries, Step, read_log
-from runtime.search.index_header import HEADER, Header, sync_folder
+from runtime.search.index_header import HEADER, Header
 from runtime.search.vector_store import CODES, SCALES, VECTORS, Parts
 
 LOCK = "lock"

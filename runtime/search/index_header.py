@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from runtime.errors import InputError, SearchIndexError
-from runtime.replacing import patiently
+from runtime.replacing import patiently, sync_folder
 from runtime.search.regime import Regime, difference
 from runtime.search.vector_store import StoreName, VectorStore
 
@@ -86,17 +86,6 @@ class Header:
                 f"{'; '.join(differing)}; use the package ({self.package}) and options that it was made with, or give "
                 "--index another folder."
             )
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    if os.name == "nt":
-        return  # Windows opens no folders
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unreadable(path: Path, error: Exception) -> SearchIndexError:
