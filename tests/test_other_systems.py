@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -18,6 +19,7 @@ from runtime.commands.results import replacing, require_writable
 from runtime.errors import InputError, MediaError
 from runtime.media.download import FetchLimits
 from runtime.media.source import load_image
+from runtime.search.documents import find_files
 from runtime.search.index_folder import SearchIndex
 from runtime.search.index_header import Header
 from runtime.search.vector_store import STORES, StoreName
@@ -190,3 +192,20 @@ def test_a_file_system_that_flushes_no_folders(tmp_path: Path, monkeypatch: pyte
     flushed.clear()
     put_in_place(partial, tmp_path / "tiny")
     assert (tmp_path / "tiny" / "manifest.json").read_text() == "new" and len(flushed) == 1
+
+
+def test_junctions_are_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders to `os.walk`; "My Music" in everybody's Documents is one that nobody may read."""
+    for name in ("My Music", "disk", "plain"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("a")
+    looked = os.lstat
+
+    def lstat(path: Any, **options: Any) -> Any:
+        found = looked(path, **options)
+        is_reparsed = os.path.basename(path) in ("My Music", "disk")
+        return SimpleNamespace(st_mode=found.st_mode, st_reparse_tag=0xA0000003 if is_reparsed else 0)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    monkeypatch.setattr(os.path, "ismount", lambda path: os.path.basename(path) == "disk")
+    assert [Path(each.path).parent.name for each in find_files(str(tmp_path), [])] == ["disk", "plain"]

@@ -26,6 +26,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 TEXTS = (".txt", ".md")
 LINES = ".jsonl"
 MEDIA_KEYS = ("image", "video")
+JUNCTION = 0xA0000003  # Windows' IO_REPARSE_TAG_MOUNT_POINT, which mounted disks have too
 MOST_TEXT = 64 * 2**20  # bytes; more than 8,192 tokens of a text are never looked at
 
 
@@ -73,7 +74,7 @@ def find_files(folder: str, unreadable: list[tuple[str, str]]) -> Iterator[Found
         unreadable.append((str(error.filename), error.strerror or str(error)))
 
     for parent, folders, names in os.walk(folder, onerror=note):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_junction(parent, name))
         for name in sorted(names):
             if name.startswith(".") or os.path.splitext(name)[1].lower() not in (*PICTURES, *TEXTS, LINES):
                 continue
@@ -85,6 +86,16 @@ def find_files(folder: str, unreadable: list[tuple[str, str]]) -> Iterator[Found
                 continue
             if stat.S_ISREG(found.st_mode):  # a pipe would be waited for
                 yield found_file(path, found)
+
+
+def _is_junction(parent: str, name: str) -> bool:
+    """Whether a folder is Windows' link to another, which `os.walk` follows: those in each user's own lead nowhere."""
+    path = os.path.join(parent, name)
+    try:
+        tag = getattr(os.lstat(path), "st_reparse_tag", 0)
+    except OSError:  # gone, or os.walk will say what is wrong with it
+        return False
+    return tag == JUNCTION and not os.path.ismount(path)
 
 
 def found_file(path: str, found: os.stat_result) -> FoundFile:
