@@ -1,5 +1,6 @@
 """What Windows and macOS do otherwise, simulated: files that are in use, names, encodings."""
 
+import ntpath
 import os
 import shutil
 import stat
@@ -12,14 +13,16 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from checkpoint_shapes import TINY_2B
 from search_index import made, put, require_whole, vector
 
 from export.folder import put_in_place
+from runtime import Qwen3VLEmbedder, Searcher
 from runtime.commands.results import replacing, require_writable
 from runtime.errors import InputError, MediaError
 from runtime.media.download import FetchLimits
 from runtime.media.source import load_image
-from runtime.search.documents import find_files
+from runtime.search.documents import find_files, relative, spelled
 from runtime.search.index_folder import SearchIndex
 from runtime.search.index_header import Header
 from runtime.search.vector_store import STORES, StoreName
@@ -209,3 +212,42 @@ def test_junctions_are_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "lstat", lstat)
     monkeypatch.setattr(os.path, "ismount", lambda path: os.path.basename(path) == "disk")
     assert [Path(each.path).parent.name for each in find_files(str(tmp_path), [])] == ["disk", "plain"]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder `Pictures` that is found under `pictures` too, as Windows and macOS have it, and is listed once."""
+    folder, listed = tmp_path / "Pictures", os.listdir
+    folder.mkdir()
+    (tmp_path / "pictures").symlink_to(folder)
+    monkeypatch.setattr(os, "listdir", lambda path=".": [name for name in listed(path) if name != "pictures"])
+    return folder
+
+
+def test_a_folder_is_indexed_once_however_it_is_spelled(
+    package: Callable[..., Path], pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "note.txt").write_text("a duck")
+    searcher = Searcher(Qwen3VLEmbedder(package(TINY_2B, "embedding")), tmp_path / "index")
+    assert searcher.add(pictures).embedded == 1
+    changes = searcher.add(tmp_path / "pictures")
+    assert (changes.embedded, changes.unchanged) == (0, 1)
+    assert [hit.path for hit in searcher.search({"text": "duck"})] == [str(pictures / "note.txt")]
+    assert searcher.forget(tmp_path / "pictures" / "note.txt").forgotten == 1
+
+
+def test_other_names_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Pictures").mkdir()
+    for name in ("Pictures", "pictures", "gone/Pictures"):  # on Linux there is no `pictures`
+        assert spelled(str(tmp_path / name)) == str(tmp_path / name) or sys.platform != "linux"
+    monkeypatch.setattr("runtime.search.documents.os.path", ntpath)
+    assert spelled(r"c:\none\a.txt") == r"C:\none\a.txt"
+    assert spelled(r"\\server\share\a.txt") == r"\\server\share\a.txt"
+
+
+def test_a_path_is_shown_from_a_working_folder_in_other_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.search.documents.os.path", ntpath)
+    monkeypatch.setattr(os, "sep", "\\")
+    monkeypatch.setattr(os, "getcwd", lambda: r"c:\work")  # as an editor's terminal begins
+    assert relative(r"C:\work\a\b.txt") == r"a\b.txt"
+    assert relative(r"D:\work\b.txt") == r"D:\work\b.txt"

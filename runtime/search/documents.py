@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,26 @@ def is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
+def spelled(path: str) -> str:
+    """An absolute path with its names as the disk has them: some systems find `Pictures` under `pictures`, too."""
+    parent, name = os.path.split(path)
+    if not name:
+        return path[:1].upper() + path[1:]  # a drive's letter
+    parent = spelled(parent)
+    if os.path.exists(path):
+        try:
+            names = os.listdir(parent)
+        except OSError:
+            names = [name]
+        if name not in names:
+            name = next((each for each in names if _alike(each) == _alike(name)), name)
+    return os.path.join(parent, name)
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def read_documents(path: str) -> list[Document]:
     """The documents of a file. Raises OSError, and InputError for what is no text or holds none."""
     suffix = os.path.splitext(path)[1].lower()
@@ -143,7 +164,8 @@ def display_name(path: str, line: int | None) -> str:
 def relative(path: str) -> str:
     """An absolute path from the working folder where it is below it."""
     here = os.getcwd()
-    return os.path.relpath(path, here) if is_below(path, here) and path != here else path
+    same, below = os.path.normcase(path), os.path.normcase(here)  # the drive's letter has either case there
+    return os.path.relpath(path, here) if is_below(same, below) and same != below else path
 
 
 def one_line(text: str) -> str:

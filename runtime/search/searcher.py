@@ -15,7 +15,7 @@ from runtime.graphs.package import Skipped, require_positive
 from runtime.notice import warn_caller
 from runtime.prompts.inputs import CONTENT_KEYS
 from runtime.reranker import Qwen3VLReranker
-from runtime.search.documents import Document, display_name, is_below, read_documents
+from runtime.search.documents import Document, display_name, is_below, read_documents, spelled
 from runtime.search.index_folder import SearchIndex, require_free
 from runtime.search.index_header import FORMAT_VERSION, Header
 from runtime.search.indexing import Changes, Indexer
@@ -207,4 +207,4 @@ def read_again(hits: Sequence[Hit]) -> dict[str, dict[str, Any] | InputError]:
 
 def _absolute(folder: str | os.PathLike[str]) -> str:
     """Not resolved: a link that leads elsewhere later still stands for the same folder."""
-    return os.path.abspath(os.fsdecode(folder))
+    return spelled(os.path.abspath(os.fsdecode(folder)))
