@@ -18,7 +18,8 @@ from search_index import made, put, require_whole, vector
 
 from export.folder import put_in_place
 from runtime import Qwen3VLEmbedder, Searcher
-from runtime.commands.results import replacing, require_writable
+from runtime.commands.exit_code import exit_code
+from runtime.commands.results import print_line, replacing, require_writable
 from runtime.errors import InputError, MediaError
 from runtime.media.download import FetchLimits
 from runtime.media.source import load_image
@@ -251,3 +252,15 @@ def test_a_path_is_shown_from_a_working_folder_in_other_case(monkeypatch: pytest
     monkeypatch.setattr(os, "getcwd", lambda: r"c:\work")  # as an editor's terminal begins
     assert relative(r"C:\work\a\b.txt") == r"a\b.txt"
     assert relative(r"D:\work\b.txt") == r"D:\work\b.txt"
+
+
+def test_a_reader_that_went_away_on_windows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = MagicMock(encoding="cp1252")
+    pipe.flush.side_effect = OSError(22, "Invalid argument")
+    given_up = MagicMock()
+    monkeypatch.setattr("runtime.commands.exit_code.give_up_standard_output", given_up)
+    monkeypatch.setattr(sys, "stdout", pipe)
+    assert exit_code(lambda: print_line("a line") or 0) == 141
+    assert capsys.readouterr().err == "" and given_up.called

@@ -1,5 +1,6 @@
 """Results on their way out of a command: lines on standard output, or a file that is whole or not there."""
 
+import errno
 import json
 import os
 import sys
@@ -58,6 +59,8 @@ def print_line(line: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        if error.errno == errno.EINVAL:  # how Windows says it
+            raise BrokenPipeError(*error.args) from error
         give_up_standard_output()
         raise InputError(f"standard output cannot be written ({error.strerror}); send it elsewhere.") from error
 
