@@ -16,8 +16,9 @@ def export_package(folder: Path, output: Path, options: ExportOptions, reporter:
 
     Raises CheckpointError, and InputError for samples that cannot be used.
     """
-    # "." has no name for a sibling, and a link is not what is replaced.
-    output = output.resolve() if output.is_symlink() else output.absolute()
+    # "." has no name for a sibling, and a link is not what is replaced; Windows' junctions are none to is_symlink.
+    leads_elsewhere = output.resolve() != output.parent.resolve() / output.name
+    output = output.resolve() if leads_elsewhere else output.absolute()
     require_free_output(output, options.force)
     blueprint = read_blueprint(folder, options.task, reporter.say)
     if options.min_cosine is not None and not options.is_calibrated:

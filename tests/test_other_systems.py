@@ -16,11 +16,15 @@ import pytest
 from checkpoint_shapes import TINY_2B
 from search_index import made, put, require_whole, vector
 
+from export.calibration import NONE
 from export.folder import put_in_place
+from export.options import ExportOptions
+from export.package import export_package
 from runtime import Qwen3VLEmbedder, Searcher
 from runtime.commands.exit_code import exit_code
 from runtime.commands.results import print_line, replacing, require_writable
 from runtime.errors import InputError, MediaError
+from runtime.manifest import Manifest
 from runtime.media.download import FetchLimits
 from runtime.media.source import load_image
 from runtime.search.documents import find_files, relative, spelled
@@ -264,3 +268,18 @@ def test_a_reader_that_went_away_on_windows(
     monkeypatch.setattr(sys, "stdout", pipe)
     assert exit_code(lambda: print_line("a line") or 0) == 141
     assert capsys.readouterr().err == "" and given_up.called
+
+
+def test_a_package_behind_a_junction_is_replaced_where_it_lies(
+    checkpoint: Callable[..., Path], package: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, junction = tmp_path / "disk", tmp_path / "tiny"
+    disk.mkdir()
+    shutil.copytree(package(TINY_2B, "embedding"), disk / "tiny")
+    junction.symlink_to(disk / "tiny")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_symlink", lambda self: False)  # as of a junction
+        export_package(checkpoint(TINY_2B, "embedding"), junction, ExportOptions("new", force=True, golden=NONE))
+    assert Manifest.read(junction).name == "new" and junction.is_symlink()
+    assert [path.name for path in disk.iterdir()] == ["tiny"]
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "tiny"}
