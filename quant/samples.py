@@ -62,13 +62,16 @@ def builtin_items() -> list[dict[str, Any]]:
 def items_from(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """The user's own samples with the places they are from: .txt, .md, .png, .jpg, .jpeg, .webp, and .jsonl.
 
-    A line is a text or a dict as `process` takes it, whose paths start at the file's folder. Raises InputError.
+    A line is a text or a dict as `process` takes it, whose paths start at the file's folder. Hidden files are left out.
+    Raises InputError.
     """
     if not folder.is_dir():
         raise InputError(
             f"--calibrate {folder} is not a folder; pass one with .txt, .png, .jpg or .jsonl files, or none."
         )
-    items = [item for path in sorted(folder.iterdir()) for item in _items_of(path)]
+    # macOS puts ._a.png beside a.png, where a disk has no place for what it notes of a file.
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    items = [item for path in paths for item in _items_of(path)]
     if not items:
         raise InputError(
             f"--calibrate {folder} holds no sample; put .txt, .md, .png, .jpg, .jpeg, .webp or .jsonl files there."

@@ -20,6 +20,7 @@ from export.calibration import NONE
 from export.folder import put_in_place
 from export.options import ExportOptions
 from export.package import export_package
+from quant.samples import items_from
 from runtime import Qwen3VLEmbedder, Searcher
 from runtime.commands.exit_code import exit_code
 from runtime.commands.results import print_line, replacing, require_writable
@@ -283,3 +284,10 @@ def test_a_package_behind_a_junction_is_replaced_where_it_lies(
     assert Manifest.read(junction).name == "new" and junction.is_symlink()
     assert [path.name for path in disk.iterdir()] == ["tiny"]
     assert {path.name for path in tmp_path.iterdir()} == {"disk", "tiny"}
+
+
+def test_what_macos_puts_beside_files_is_no_sample(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    for name in ("._a.txt", "._a.png"):  # on disks of other systems
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07\xb0")
+    assert items_from(tmp_path) == [(str(tmp_path / "a.txt"), {"text": "a"})]
