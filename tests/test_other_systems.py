@@ -225,8 +225,10 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder `Pictures` that is found under `pictures` too, as Windows and macOS have it, and is listed once."""
     folder, listed = tmp_path / "Pictures", os.listdir
     folder.mkdir()
-    (tmp_path / "pictures").symlink_to(folder)
-    monkeypatch.setattr(os, "listdir", lambda path=".": [name for name in listed(path) if name != "pictures"])
+    others = {"pictures", "pICTURES", "PICTURES"}
+    for name in others:
+        (tmp_path / name).symlink_to(folder)
+    monkeypatch.setattr(os, "listdir", lambda path=".": [name for name in listed(path) if name not in others])
     return folder
 
 

@@ -12,9 +12,10 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from runtime.errors import InputError
 from runtime.json_lines import json_value, numbered_lines
@@ -115,17 +116,26 @@ def spelled(path: str) -> str:
     if not name:
         return path[:1].upper() + path[1:]  # a drive's letter
     parent = spelled(parent)
-    if os.path.exists(path):
-        try:
+    if _has_other_names(path):
+        with suppress(OSError):  # a folder that may be entered, and not be read
             names = os.listdir(parent)
-        except OSError:
-            names = [name]
-        if name not in names:
-            name = next((each for each in names if _alike(each) == _alike(name)), name)
+            alike = (each for each in names if _folded(each) == _folded(name))
+            name = name if name in names else next(alike, name)
     return os.path.join(parent, name)
 
 
-def _alike(name: str) -> str:
+def _has_other_names(path: str) -> bool:
+    """Whether the file system finds it with its letters in other case and in another normal form of Unicode."""
+    parent, name = os.path.split(path)
+    form: Literal["NFC", "NFD"] = "NFC" if unicodedata.is_normalized("NFD", name) else "NFD"
+    other = os.path.join(parent, unicodedata.normalize(form, name).swapcase())
+    try:
+        return other != path and os.path.samefile(path, other)
+    except (OSError, ValueError):  # there is none, or a name that this process's locale has no bytes for
+        return False
+
+
+def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
