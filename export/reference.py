@@ -57,7 +57,7 @@ def prepare_reference_imports() -> None:
     except ImportError as error:
         raise MissingExtraError(
             f"the torch reference needs {error.name}, which is not installed: install torch, then run "
-            "`pip install 'qwen3vl-edge[reference]'`."
+            '`pip install "qwen3vl-edge[reference]"`.'
         ) from error
 
 

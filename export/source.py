@@ -85,7 +85,7 @@ def _fetch(repository: str, revision: str | None) -> Path:
         from huggingface_hub.errors import HfHubHTTPError
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"Fetching {repository} needs huggingface_hub: pip install 'qwen3vl-edge[export]', or give a folder."
+            f'Fetching {repository} needs huggingface_hub: pip install "qwen3vl-edge[export]", or give a folder.'
         ) from error
     # Read now: huggingface_hub reads it once, at its first import.
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"

@@ -28,7 +28,7 @@ def require_plot(file: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("plots need matplotlib; run pip install 'qwen3vl-edge[plot]'.") from error
+        raise MissingExtraError('plots need matplotlib; run pip install "qwen3vl-edge[plot]".') from error
 
 
 def write_plot(comparison: Comparison, title: str, file: Path) -> None:

@@ -108,7 +108,7 @@ def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGra
     try:
         import onnx
     except ImportError as error:
-        raise MissingExtraError("comparing packages needs onnx; run pip install 'qwen3vl-edge[export]'.") from error
+        raise MissingExtraError('comparing packages needs onnx; run pip install "qwen3vl-edge[export]".') from error
     model = onnx.load(path, load_external_data=False)
     outputs = {output: node.op_type for node in model.graph.node for output in node.output}
     values = {each.removesuffix(OUTPUT): each for each in outputs if each.endswith((OUTPUT, HIDDEN))}

@@ -20,7 +20,7 @@ try:
     from pydantic import ConfigDict, Field
 except ImportError as error:
     raise MissingExtraError(
-        "runtime.langchain needs langchain-core; run pip install 'qwen3vl-edge[langchain]'."
+        'runtime.langchain needs langchain-core; run pip install "qwen3vl-edge[langchain]".'
     ) from error
 
 

@@ -25,7 +25,7 @@ try:
     from llama_index.core.schema import BaseNode, ImageNode, ImageType, MetadataMode, Node, NodeWithScore, QueryBundle
 except ImportError as error:
     raise MissingExtraError(
-        "runtime.llama_index needs llama-index-core; run pip install 'qwen3vl-edge[llama-index]'."
+        'runtime.llama_index needs llama-index-core; run pip install "qwen3vl-edge[llama-index]".'
     ) from error
 
 Vector = list[float]

@@ -68,7 +68,7 @@ except ImportError as error:
     print(type(error).__name__, error)
 """
     said = run(sys.executable, "-c", code, cwd=tmp_path)
-    assert said.startswith("MissingExtraError ") and said.endswith(f"run pip install 'qwen3vl-edge[{extra}]'.\n")
+    assert said.startswith("MissingExtraError ") and said.endswith(f'run pip install "qwen3vl-edge[{extra}]".\n')
 
 
 @pytest.mark.parametrize("name", ["export", "quant", "runtime"])

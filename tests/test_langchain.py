@@ -188,5 +188,5 @@ def test_the_compressor_can_be_copied_and_written_down(reranker: Qwen3VLReranker
 def test_without_langchain_the_install_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "runtime.langchain")
     monkeypatch.setitem(sys.modules, "langchain_core.embeddings", None)  # what Python itself does for a blocked import
-    with pytest.raises(MissingExtraError, match=r"pip install 'qwen3vl-edge\[langchain\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "qwen3vl-edge\[langchain\]"'):
         import runtime.langchain  # noqa: F401

@@ -282,5 +282,5 @@ def test_they_can_be_copied_and_written_down(
 def test_without_llama_index_the_install_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "runtime.llama_index")
     monkeypatch.setitem(sys.modules, "llama_index.core.schema", None)  # what Python itself does for a blocked import
-    with pytest.raises(MissingExtraError, match=r"pip install 'qwen3vl-edge\[llama-index\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "qwen3vl-edge\[llama-index\]"'):
         import runtime.llama_index  # noqa: F401

@@ -2,6 +2,7 @@
 
 import ntpath
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -293,3 +294,13 @@ def test_what_macos_puts_beside_files_is_no_sample(tmp_path: Path) -> None:
     for name in ("._a.txt", "._a.png"):  # on disks of other systems
         (tmp_path / name).write_bytes(b"\x00\x05\x16\x07\xb0")
     assert items_from(tmp_path) == [(str(tmp_path / "a.txt"), {"text": "a"})]
+
+
+def test_commands_to_copy_are_quoted_for_every_shell() -> None:
+    """cmd.exe hands ' on and takes the > in it for itself; zsh wants [ in quotes."""
+    texts = [
+        ROOT / "README.md",
+        *(path for name in ("export", "quant", "runtime") for path in (ROOT / name).rglob("*.py")),
+    ]
+    for path in texts:
+        assert not re.search(r"pip install (-e )?['.a-z-]*['\[]", path.read_text(encoding="utf-8")), path

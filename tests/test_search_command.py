@@ -220,7 +220,7 @@ def test_what_is_not_installed_is_found_first(
     monkeypatch.setitem(sys.modules, "usearch.compiled", None)
     assert run(embedding, "--index", tmp_path / "index", "--add", folder) == (
         *(2, ""),
-        "error: searching needs usearch, which is not installed; run pip install 'qwen3vl-edge[search]'.\n",
+        'error: searching needs usearch, which is not installed; run pip install "qwen3vl-edge[search]".\n',
     )
     assert not (tmp_path / "index").exists()
 

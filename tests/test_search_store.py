@@ -109,5 +109,5 @@ def test_what_is_not_installed_is_named(library: str, module: str, monkeypatch: 
     with pytest.raises(MissingExtraError) as caught:
         require_search_extra()
     assert str(caught.value) == (
-        f"searching needs {library}, which is not installed; run pip install 'qwen3vl-edge[search]'."
+        f'searching needs {library}, which is not installed; run pip install "qwen3vl-edge[search]".'
     )

@@ -151,7 +151,7 @@ def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch, target: str, versio
     monkeypatch.setattr(ort, "__version__", version)
     with pytest.raises(PackageError) as caught:
         require_providers(None, target, PACKAGE)
-    assert str(caught.value) == (f"onnxruntime {version} lacks operators of these packages; pip install '{needed}'.")
+    assert str(caught.value) == (f'onnxruntime {version} lacks operators of these packages; pip install "{needed}".')
 
 
 @pytest.mark.parametrize("version", ["1.32.0", "1.100.0", "1.33.0.dev20260101", "2.0.0"])

@@ -91,5 +91,5 @@ def test_without_pyav_only_videos_are_lost(
     assert (
         str(caught.value)
         == str(skipped[0].error)
-        == ("inputs[1]: video: video files need PyAV, which is not installed; run pip install 'qwen3vl-edge[video]'.")
+        == ('inputs[1]: video: video files need PyAV, which is not installed; run pip install "qwen3vl-edge[video]".')
     )

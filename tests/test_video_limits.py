@@ -132,6 +132,6 @@ def test_options_must_be_positive(name: str) -> None:
 
 def test_without_pyav_the_install_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)  # what Python itself does for a blocked import
-    with pytest.raises(MissingExtraError, match=r"pip install 'qwen3vl-edge\[video\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "qwen3vl-edge\[video\]"'):
         video_visual(tmp_path / "clip.mp4", OPTIONS, LIMITS, PATCH)
     assert frames_visual([Image.new("RGB", (64, 64))], OPTIONS, LIMITS, PATCH).grid[0] == 1

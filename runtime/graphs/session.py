@@ -151,7 +151,7 @@ def require_usable_onnxruntime(target: Target) -> None:
     version = tuple(int(part) for part in ort.__version__.split(".")[:2])
     if version < target.minimum_version:
         needed = f"{target.distribution}>={'.'.join(map(str, target.minimum_version))}"
-        raise PackageError(f"onnxruntime {ort.__version__} lacks operators of these packages; pip install '{needed}'.")
+        raise PackageError(f'onnxruntime {ort.__version__} lacks operators of these packages; pip install "{needed}".')
 
 
 def default_threads() -> int:

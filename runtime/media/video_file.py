@@ -24,7 +24,7 @@ def require_decoder() -> None:
         import av  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            "video files need PyAV, which is not installed; run pip install 'qwen3vl-edge[video]'."
+            'video files need PyAV, which is not installed; run pip install "qwen3vl-edge[video]".'
         ) from error
 
 

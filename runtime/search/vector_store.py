@@ -126,5 +126,5 @@ def _usearch() -> tuple[Any, Any]:
 
 def _missing(library: str) -> MissingExtraError:
     return MissingExtraError(
-        f"searching needs {library}, which is not installed; run pip install 'qwen3vl-edge[search]'."
+        f'searching needs {library}, which is not installed; run pip install "qwen3vl-edge[search]".'
     )
