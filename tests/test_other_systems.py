@@ -304,3 +304,9 @@ def test_commands_to_copy_are_quoted_for_every_shell() -> None:
     ]
     for path in texts:
         assert not re.search(r"pip install (-e )?['.a-z-]*['\[]", path.read_text(encoding="utf-8")), path
+
+
+def test_a_new_folder_that_the_finder_showed_takes_an_index(tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").write_bytes(b"Bud1")
+    made(tmp_path, 2)
+    assert require_whole(tmp_path) == 2 and (tmp_path / ".DS_Store").exists()

@@ -25,6 +25,7 @@ from runtime.search.index_header import Header
 from runtime.search.vector_store import CANDIDATES, VECTORS, Parts
 
 TRIES = 3
+FINDER = ".DS_Store"  # what macOS' Finder leaves in each folder that it shows
 
 
 class SearchIndex:
@@ -173,10 +174,10 @@ def require_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise SearchIndexError(f"{folder} is a file; give --index a folder.")
     try:
-        foreign = sorted(path.name for path in folder.iterdir() if not is_own(path.name)) if folder.exists() else []
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
     except OSError as error:
         raise SearchIndexError(f"{folder} cannot be read ({error.strerror}); check its permissions.") from error
-    if foreign:
+    if foreign := sorted(name for name in names if not is_own(name) and name != FINDER):
         raise SearchIndexError(
             f"{folder} holds other things ({foreign[0]!r}) and no index; give --index a new or an empty folder."
         )
