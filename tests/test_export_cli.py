@@ -257,5 +257,5 @@ def test_without_the_extra_its_name_is_said(module: str, library: str) -> None:
     code = f"import sys; sys.modules[{library!r}] = None; from {module}.__main__ import main; sys.exit(main([]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith(f" needs {library}, which is not installed; run pip install 'qwen3vl-edge[export]'.\n")
+    assert done.stderr.endswith(f' needs {library}, which is not installed; run pip install "qwen3vl-edge[export]".\n')
     assert done.stderr.count("\n") == 1

@@ -39,5 +39,5 @@ def needing_extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"this needs {error.name}, which is not installed; run pip install 'qwen3vl-edge[{name}]'."
+            f'this needs {error.name}, which is not installed; run pip install "qwen3vl-edge[{name}]".'
         ) from error
