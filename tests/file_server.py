@@ -7,6 +7,16 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+# Answers without end, by the path that gives them: how they begin, and what comes then again and again.
+BEGIN, CHUNKED = b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "header": (BEGIN + b"X: ", b"x"),
+    "interim": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "chunk": (CHUNKED + b"1;", b"x"),
+    "trailers": (CHUNKED + b"0\r\n", b"X: x\r\n"),
+    "redirect": (b"HTTP/1.1 302 Found\r\nLocation: /ok.png\r\n\r\n", b"x"),
+}
+
 
 class Handler(BaseHTTPRequestHandler):
     """Serves the server's one file in the good or bad way that the path names."""
@@ -17,6 +27,9 @@ class Handler(BaseHTTPRequestHandler):
         body = {"empty": b"", "text": b"<html>no picture</html>"}.get(kind, self.server.content)
         if kind == "missing.png":
             self.send_error(404)
+            return
+        if kind in ENDLESS:
+            self._repeat(*ENDLESS[kind])
             return
         places = {"away": "/ok.png", "elsewhere": "ftp://127.0.0.1/ok.png", "circle": "/circle"}
         if kind in places:
@@ -41,6 +54,17 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body)
         except OSError:
             self.close_connection = True  # the client left, as it should
+
+    def _repeat(self, begin: bytes, piece: bytes) -> None:
+        """For two seconds, a piece every ten milliseconds."""
+        try:
+            self.wfile.write(begin)
+            for _ in range(200):
+                self.wfile.write(piece)
+                time.sleep(0.01)
+        except OSError:
+            pass
+        self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""

@@ -232,6 +232,20 @@ def test_slow_downloads_stop(kind: str, address: str) -> None:
     assert time.monotonic() - begin < 1.4
 
 
+@pytest.mark.parametrize("kind", ["header", "interim", "chunk", "trailers"])
+def test_answers_without_end_stop(kind: str, address: str) -> None:
+    begin = time.monotonic()
+    message = failure(f"{address}/{kind}", FetchLimits(timeout=0.4))
+    assert message.startswith(f"{address}/{kind} did not arrive within 0.4 seconds")
+    assert time.monotonic() - begin < 1.4
+
+
+def test_what_a_redirect_says_besides_is_not_read(address: str) -> None:
+    begin = time.monotonic()
+    load_image(f"{address}/redirect", LIMITS)
+    assert time.monotonic() - begin < 1.4
+
+
 def test_local_file_is_the_path_itself(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"film")

@@ -1,10 +1,13 @@
 """An http(s) address streamed to a writer, within a limit of seconds and of bytes."""
 
+import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPMessage, HTTPResponse
-from typing import IO
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
+from socket import socket
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.request import (
     HTTPDefaultErrorHandler,
@@ -27,25 +30,73 @@ LONGEST_NAME = 160
 LONGEST_TIMEOUT = 86400  # seconds; sockets take 24 days at most on some systems
 
 
+class _Timed(io.RawIOBase):
+    """What a server sends, until `deadline`: each read waits as long as the socket does, however many there are."""
+
+    def __init__(self, raw: io.RawIOBase, deadline: float):
+        self._raw, self.deadline = raw, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if time.monotonic() > self.deadline:
+            raise TimeoutError
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """Its head, and then its body, take no longer than the socket's time-out.
+
+    http.client reads any number of interim answers, of chunks' lines and of trailers, each of any slowness.
+    """
+
+    def __init__(self, sock: socket, *arguments: Any, **options: Any):
+        super().__init__(sock, *arguments, **options)
+        self._seconds = sock.gettimeout() or LONGEST_TIMEOUT
+        self._timed = _Timed(self.fp.detach(), time.monotonic() + self._seconds)
+        self.fp = io.BufferedReader(self._timed)
+
+    def begin(self) -> None:
+        super().begin()
+        self._timed.deadline = time.monotonic() + self._seconds
+
+
+def _connection(kind: type[HTTPConnection], *arguments: Any, **options: Any) -> HTTPConnection:
+    connection = kind(*arguments, **options)
+    connection.response_class = _Response
+    return connection
+
+
+class _Http(HTTPHandler):
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(partial(_connection, HTTPConnection), req)
+
+
+class _Https(HTTPSHandler):
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(partial(_connection, HTTPSConnection), req)
+
+
 class _Redirects(HTTPRedirectHandler):
-    """Follows to international hosts too."""
+    """Follows to international hosts too, and does not read what else a redirect says, of any length."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
-        try:
-            address = encoded_address(newurl)
-        except ValueError:
-            fp.close()  # nobody else does: no response and no HTTPError goes out
-            raise
-        return super().redirect_request(req, fp, code, msg, headers, address)
+        fp.close()  # urllib would read it to its end
+        return super().redirect_request(req, fp, code, msg, headers, encoded_address(newurl))
 
 
 # No ftp, file or data handler: a redirect must not leave http(s).
 HANDLERS = (
     ProxyHandler,
-    HTTPHandler,
-    HTTPSHandler,
+    _Http,
+    _Https,
     HTTPDefaultErrorHandler,
     _Redirects,
     HTTPErrorProcessor,
@@ -57,8 +108,9 @@ HANDLERS = (
 class FetchLimits:
     """What fetching one picture or video may cost: seconds, bytes, decoded pixels.
 
-    `timeout`, a day at most, bounds each wait for the network and the body's whole download. `max_image_pixels`
-    is where Pillow itself refuses a picture by default, so everything the reference can open is accepted.
+    `timeout`, a day at most, bounds each wait for the network, and the whole head and the whole body of an answer.
+    `max_image_pixels` is where Pillow itself refuses a picture by default, so everything the reference can open is
+    accepted.
     """
 
     timeout: float = 20.0
@@ -109,18 +161,14 @@ def download(url: str, limits: FetchLimits, write: Callable[[bytes], object]) ->
 
 
 def _copy(response: HTTPResponse, name: str, limits: FetchLimits, write: Callable[[bytes], object]) -> None:
-    deadline = time.monotonic() + limits.timeout
     # `length` is what Content-Length promised and counts down while reading; None for a chunked body.
     if response.length is not None and response.length > limits.max_bytes:
         raise _too_large(name, f"{response.length} bytes", limits)
     received = 0
-    # read1 returns after one wait on the socket, so a server that drips bytes still meets the deadline.
     while piece := response.read1(CHUNK_BYTES):
         received += len(piece)
         if received > limits.max_bytes:
             raise _too_large(name, "more", limits)
-        if time.monotonic() > deadline:
-            raise _too_slow(name, limits)
         write(piece)
     if response.length:
         raise MediaError(f"{name} was cut short after {received} bytes, {response.length} are missing; try again.")
