@@ -120,6 +120,14 @@ def test_a_preview_is_small_and_upright(tmp_path: Path) -> None:
     assert preview({"video": "clips/a.mp4"}, DEFAULT_LIMITS).text == "video: a.mp4"
 
 
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_a_picture_with_damaged_exif_is_shown_as_it_is(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    Image.new("RGB", (60, 30), RED).save(path, exif=b"damaged")
+    shown = preview({"image": path}, DEFAULT_LIMITS)
+    assert shown.picture is not None and shown.picture.size == (60, 30)
+
+
 class Reading(HTMLParser):
     """The elements of a page, their attributes and its text."""
 

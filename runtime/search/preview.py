@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from runtime.errors import InputError
 from runtime.media.download import FetchLimits
 from runtime.media.image import to_rgb
-from runtime.media.source import content_name, load_image
+from runtime.media.source import DECODE_ERRORS, content_name, load_image
 
 LONGEST_SIDE = 480  # pixels: twice a tile, for screens that show two as one
 MOST_CHARACTERS = 400
@@ -57,6 +57,13 @@ def _file_name(source: object) -> str:
 
 
 def _thumbnail(source: Any, limits: FetchLimits) -> Image.Image:
-    picture = to_rgb(ImageOps.exif_transpose(load_image(source, limits)))
+    picture = to_rgb(_upright(load_image(source, limits)))
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return picture
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except DECODE_ERRORS:  # damaged EXIF, which nothing else reads
+        return picture
