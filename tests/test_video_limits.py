@@ -112,6 +112,17 @@ def test_a_playlist_does_not_reach_the_network(tmp_path: Path) -> None:
         assert failure(playlist).startswith(f"{playlist}: ")
 
 
+@pytest.mark.parametrize(
+    "beginning", ["ffconcat version 1.0\nfile '{}'\n", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n"]
+)
+@pytest.mark.parametrize("named", ["clip.ts", "list.m3u8"])
+def test_a_playlist_opens_no_other_file(beginning: str, named: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.ts", (64, 64), 4)
+    playlist = tmp_path / "list.m3u8"
+    playlist.write_text(beginning.format(named))
+    assert failure(playlist).startswith(f"{playlist}: the video cannot be decoded (Invalid argument); replace")
+
+
 def test_frame_lists_that_cannot_be_used(tmp_path: Path) -> None:
     small, large = Image.new("RGB", (128, 128)), Image.new("RGB", (512, 512))
     with pytest.raises(MediaError, match="the list of frames is empty"):

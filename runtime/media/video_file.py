@@ -34,14 +34,14 @@ def opened(path: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     import av
 
     try:
-        # `file:` keeps a colon in a name from being read as a protocol; the list keeps playlists off the network.
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        # FFmpeg gets no name to open, and may open none: a playlist, or a file in place of a video, may lead anywhere.
+        with open(path, "rb") as file, av.open(file, "r", options={"protocol_whitelist": "none"}) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise MediaError("the file holds no video stream; pass a video.")
             yield container, stream
-    except (av.error.FFmpegError, UnicodeError) as error:
-        raise _undecodable(error.strerror if isinstance(error, av.error.FFmpegError) else error) from error
+    except (av.error.FFmpegError, OSError, UnicodeError) as error:
+        raise _undecodable(getattr(error, "strerror", None) or error) from error
 
 
 def checked(values: Iterable[Given]) -> Iterator[Given]:
