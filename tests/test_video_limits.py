@@ -123,6 +123,13 @@ def test_a_playlist_opens_no_other_file(beginning: str, named: str, tmp_path: Pa
     assert failure(playlist).startswith(f"{playlist}: the video cannot be decoded (Invalid argument); replace")
 
 
+def test_large_frames_are_refused_before_they_are_made_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = write_video(tmp_path / "clip.mp4", (64, 64), 4)
+    monkeypatch.setattr(runtime.media.video, "upright_rgb", lambda _: pytest.fail("too late"))
+    with pytest.raises(MediaError, match=r"clip\.mp4: a frame decodes to 64x64 pixels, over the limit of 4000; shrink"):
+        video_visual(clip, OPTIONS, FetchLimits(max_image_pixels=4000), PATCH)
+
+
 def test_frame_lists_that_cannot_be_used(tmp_path: Path) -> None:
     small, large = Image.new("RGB", (128, 128)), Image.new("RGB", (512, 512))
     with pytest.raises(MediaError, match="the list of frames is empty"):

@@ -15,7 +15,7 @@ from runtime.media.download import FetchLimits
 from runtime.media.image import PatchGrid, Visual, patchify, resize_image, smart_resize, to_rgb
 from runtime.media.linspace import linspace
 from runtime.media.resize import resize_frame
-from runtime.media.source import ImageSource, content_name, load_image, local_file
+from runtime.media.source import ImageSource, content_name, load_image, local_file, require_size
 from runtime.media.video_file import checked, opened, require_decoder, upright_rgb
 
 FRAME_FACTOR = 2  # frames are taken in pairs
@@ -123,7 +123,7 @@ def video_visual(source: str | PathLike[str], options: VideoOptions, limits: Fet
     require_decoder()
     name = content_name(source)
     with local_file(source, limits) as path, _naming(name):
-        return _file_visual(path, options, patch)
+        return _file_visual(path, options, limits, patch)
 
 
 def frames_visual(
@@ -160,23 +160,26 @@ def _naming(name: str) -> Iterator[None]:
         raise MediaError(f"{name}: {error}") from error
 
 
-def _file_visual(path: str, options: VideoOptions, patch: PatchGrid) -> Visual:
+def _file_visual(path: str, options: VideoOptions, limits: FetchLimits, patch: PatchGrid) -> Visual:
     with opened(path) as (container, stream):
+        require_size(stream.width, stream.height, "a frame", limits)
         # Container headers may lie or be silent about the number of frames; decord counts packets too.
         total = sum(1 for packet in checked(container.demux(stream)) if packet.size and not packet.is_discard)
         fps = float(stream.average_rate) if stream.average_rate else 0.0
     if not total or not fps:
         raise MediaError(f"the video has {total} frames at {fps:g} frames per second; convert it to H.264 in MP4.")
     indices = sample_indices(total, fps, options)
-    store, decoded = _decoded(path, indices.tolist(), options, patch)
+    store, decoded = _decoded(path, indices.tolist(), options, limits, patch)
     if decoded <= indices[-1]:
         # Some packets hold no picture that can be shown: sample anew from the number there really is.
         indices = sample_indices(decoded, fps, options)
-        store, _ = _decoded(path, indices.tolist(), options, patch)
+        store, _ = _decoded(path, indices.tolist(), options, limits, patch)
     return store.visual(indices.tolist(), fps)
 
 
-def _decoded(path: str, indices: list[int], options: VideoOptions, patch: PatchGrid) -> tuple[_Frames, int]:
+def _decoded(
+    path: str, indices: list[int], options: VideoOptions, limits: FetchLimits, patch: PatchGrid
+) -> tuple[_Frames, int]:
     """The frames at the rising `indices`, and how many were decoded until the last of them was reached."""
     store = _Frames(len(indices), options.file_pixels(patch), options.exact_resize, patch)
     slot, position = 0, -1
@@ -185,6 +188,7 @@ def _decoded(path: str, indices: list[int], options: VideoOptions, patch: PatchG
         for position, frame in enumerate(checked(container.decode(stream))):
             if position < indices[slot]:
                 continue
+            require_size(frame.width, frame.height, "a frame", limits)  # it need not be the container's
             store.put(slot, upright_rgb(frame))
             slot += 1
             if slot == len(indices):
