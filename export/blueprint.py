@@ -80,7 +80,7 @@ def read_defaults(folder: Path, task: Task) -> Defaults:
         return defaults
     try:
         changes = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); mend or remove it.") from error
     known = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
     if not isinstance(changes, dict) or not changes.keys() <= known.keys():

@@ -158,9 +158,9 @@ def read_weight_map(folder: Path) -> dict[str, str]:
         raise CheckpointError(_no_weights(folder))
     try:
         weight_map = json.loads(_read_file(folder / INDEX_FILE), object_pairs_hook=unique_keys)["weight_map"]
-        if not weight_map or any(Path(shard).name != shard for shard in weight_map.values()):
+        if not weight_map or any(Path(shard).name != shard or "\0" in shard for shard in weight_map.values()):
             raise ValueError("weight_map must lead from tensor names to file names")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / INDEX_FILE} is not a safetensors index ({error}): download this file again."
         ) from error

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -57,7 +58,8 @@ class Section:
         """The value of `key`, which must be there and be of `kind` (int, float, bool, list or dict)."""
         value = self.content.get(key)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            with suppress(OverflowError):
+                value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             found = "is missing" if value is None else f"is {value!r}"
             raise CheckpointError(f"{self.where}: {key} {found}, expected {kind.__name__}; complete config.json.")
@@ -80,7 +82,7 @@ def read_config(folder: Path) -> ModelConfig:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no config.json; pass the folder of a whole checkpoint.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); download it again.") from error
     if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
         found = content.get("model_type") if isinstance(content, dict) else type(content).__name__

@@ -103,7 +103,7 @@ def open_tensors(file: FileIO) -> list[Tensor]:
         header = json.loads(raw.tobytes(), object_pairs_hook=unique_keys)
         header.pop("__metadata__", None)
         tensors = [_tensor(name, entry, 8 + header_bytes, file) for name, entry in header.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} has no readable safetensors header ({error}): the file is cut or damaged, download it again."
         ) from error

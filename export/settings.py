@@ -78,7 +78,7 @@ def read_modules(folder: Path) -> list[Module]:
         return [Module(str(each["type"]).rpartition(".")[2], folder / str(each.get("path", ""))) for each in modules]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); download it again or remove it.") from error
 
 
@@ -131,7 +131,15 @@ def _require_prompt(folder: Path, task: Task, say: Callable[[str], object]) -> N
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols])
     try:
         prompt = environment.from_string(text).render(messages=messages, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError, AttributeError) as error:
+    except (
+        TemplateError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         say(f"{path} could not be compared with the prompts of the runtime ({error}).")
         return
     if prompt != expected:
@@ -162,7 +170,7 @@ def _read(path: Path) -> dict[str, Any]:
         return content
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); download it again or remove it.") from error
 
 

@@ -45,7 +45,7 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts:
         raise CheckpointError(
             f"{folder} has no tokenizer.json; every checkpoint brings its own, download it."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); download it again.") from error
     for word in (YES, NO):
         if word not in vocabulary:

@@ -61,7 +61,7 @@ class Golden:
             if not inputs or any(len(each) != len(inputs) for each in (float32, package) if each is not None):
                 raise ValueError(f"{len(inputs)} inputs and {len(float32)} results")
             return cls(content["instructions"], inputs, float32, package)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise PackageError(f"{path} cannot be read ({error}); export the package again.") from error
 
 

@@ -1,6 +1,7 @@
 """What JSON holds as the dataclass that it stands for, or a sentence that says where it does not fit."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,7 +23,8 @@ def decoded(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal and value in arguments:
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     if kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
         return value
     expected = " or ".join(map(str, arguments)) if origin is Literal else getattr(kind, "__name__", kind)

@@ -192,6 +192,8 @@ def test_a_tensor_that_is_not_where_the_index_says(tmp_path, named):
         '{"weight_map": {}}',
         '{"weight_map": []}',
         '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "nul\\u0000.safetensors"}}',
+        pytest.param("[" * 10**5, id="deep"),
         '{"weight_map": {"a": "../other/model.safetensors"}}',
         '{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}',
     ],

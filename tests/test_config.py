@@ -225,7 +225,7 @@ def test_a_config_that_is_no_object(tmp_path: Path, content: object, found: str)
     assert f"model_type is {found!r}" in refusal(tmp_path, content)
 
 
-@pytest.mark.parametrize("raw", [b"{not json", b"\xff", b""])
+@pytest.mark.parametrize("raw", [b"{not json", b"\xff", b"", b"[" * 10**5], ids=["words", "bytes", "none", "deep"])
 def test_a_config_that_is_no_json(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "config.json").write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read .*download it again\."):
@@ -235,3 +235,8 @@ def test_a_config_that_is_no_json(tmp_path: Path, raw: bytes) -> None:
 def test_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no config\.json; pass the folder of a whole checkpoint\."):
         read_config(tmp_path)
+
+
+def test_a_number_that_no_float_can_hold_is_refused(tmp_path: Path, content: Content) -> None:
+    content["text_config"]["rms_norm_eps"] = 10**400
+    assert "rms_norm_eps is 1000" in refusal(tmp_path, content)

@@ -54,6 +54,7 @@ def test_without_the_file_they_are_the_references(checkpoint: Checkpoints) -> No
         ('{"fps": "fast"}', "fps is 'fast', expected a positive float."),
         ('{"default_instruction": 1}', "default_instruction is 1, expected a text."),
         ("{", "cannot be read"),
+        pytest.param("[" * 10**5, "cannot be read", id="deep"),
     ],
 )
 def test_others_are_refused(folder: Path, content: str, reason: str) -> None:

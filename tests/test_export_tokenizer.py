@@ -150,7 +150,7 @@ def test_a_tokenizer_with_wrong_content(tmp_path: Path, config: ModelConfig, cha
     assert "cannot be read" in refusal(tmp_path, config, tokenizer)
 
 
-@pytest.mark.parametrize("raw", [b"{not json", b"\xff", b"[]"])
+@pytest.mark.parametrize("raw", [b"{not json", b"\xff", b"[]", b"[" * 10**5], ids=["words", "bytes", "list", "deep"])
 def test_a_tokenizer_that_is_none(tmp_path: Path, config: ModelConfig, raw: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read .*download it again\."):
@@ -195,7 +195,7 @@ def test_a_disagreement_is_an_error(tmp_path: Path, config: ModelConfig, task: T
         decide_task(tmp_path, facts(tmp_path, config, task))
 
 
-@pytest.mark.parametrize("raw", ["{not json", "[1]", '[{"name": "0"}]', "1"])
+@pytest.mark.parametrize("raw", ["{not json", "[1]", '[{"name": "0"}]', "1", "[" * 10**5], ids=lambda raw: raw[:9])
 def test_modules_that_are_none(tmp_path: Path, config: ModelConfig, raw: str) -> None:
     (tmp_path / "modules.json").write_text(raw, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"modules\.json cannot be read .*download it again or remove it\."):

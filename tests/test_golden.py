@@ -164,6 +164,10 @@ def test_a_damaged_file_is_named(copy: Path) -> None:
         reseal(copy, manifest, GOLDEN)
         with pytest.raises(PackageError, match=r"golden\.json cannot be read .*; export the package again\.$"):
             read(copy)
+    path.write_text("[" * 10**5, encoding="utf-8")
+    reseal(copy, manifest, GOLDEN)
+    with pytest.raises(PackageError, match=r"golden\.json cannot be read"):
+        read(copy)
 
 
 def test_cuda_packages_are_compared_with_float32(cuda_package: Packages) -> None:

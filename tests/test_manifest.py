@@ -118,6 +118,7 @@ WRONG: dict[str, tuple[Callable[[Content], object], str]] = {
     "fraction": (lambda c: c["text"].update(head_dim=32.0), r"text: head_dim is 32\.0, expected int"),
     "truth for a number": (lambda c: c["text"].update(head_dim=True), r"text: head_dim is True, expected int"),
     "truth for a fraction": (lambda c: c["defaults"].update(fps=True), r"defaults: fps is True, expected float"),
+    "no float": (lambda c: c["defaults"].update(fps=10**400), r"defaults: fps is 1000.*, expected float"),
     "number for text": (lambda c: c.update(name=3), r"manifest\.json: name is 3, expected str"),
     "null": (lambda c: c.update(generator=None), r"generator is None, expected str"),
     "unknown task": (lambda c: c.update(task="chat"), r"task is 'chat', expected embedding or reranker"),
@@ -146,7 +147,7 @@ def test_another_format_is_named(copied: Path, version: object) -> None:
     assert f"has package format {version}, this runtime reads format {FORMAT_VERSION}" in refusal(copied)
 
 
-@pytest.mark.parametrize("content", [b"{not json", b"\xff\xfe", b""])
+@pytest.mark.parametrize("content", [b"{not json", b"\xff\xfe", b"", b"[" * 10**5], ids=lambda raw: ascii(raw[:9]))
 def test_a_manifest_that_is_no_json(copied: Path, content: bytes) -> None:
     (copied / MANIFEST_NAME).write_bytes(content)
     assert f"{copied / MANIFEST_NAME} cannot be read" in refusal(copied)

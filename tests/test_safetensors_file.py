@@ -175,6 +175,7 @@ def test_a_file_without_a_header(tmp_path, content):
     [
         "{not json",
         "[]",
+        pytest.param("[" * 10**5, id="deep"),
         {"a": [1]},
         {"a": {"dtype": "F32", "shape": [2]}},
         {"a": entry([2], 0, 4)},

@@ -147,8 +147,9 @@ def test_a_damaged_header_is_named(tmp_path: Path) -> None:
     for damage in ({"store": "int4"}, {"dimensions": "8"}, {"dimensions": 0}, {"regime": {}}, {"regime": 3}, {"x": 1}):
         path.write_text(json.dumps(whole | damage))
         assert refusal(lambda: SearchIndex(folder)).startswith(f"{path} cannot be read (")
-    path.write_text(json.dumps(whole)[:50])
-    assert refusal(lambda: SearchIndex(folder)).startswith(f"{path} cannot be read (")
+    for damaged in (json.dumps(whole)[:50], "[" * 10**5):
+        path.write_text(damaged)
+        assert refusal(lambda: SearchIndex(folder)).startswith(f"{path} cannot be read (")
     path.write_text(json.dumps(whole | {"format_version": 2}))
     assert "has index format 2, this runtime reads format 1;" in refusal(lambda: SearchIndex(folder))
     path.write_text("[]")

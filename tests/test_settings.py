@@ -147,8 +147,19 @@ def test_a_template_that_is_no_text_is_named(checkpoint: Folders, tmp_path: Path
         read(folder)
 
 
-def test_a_template_that_does_not_render_is_said(checkpoint: Folders, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "template",
+    ["{{ strftime_now('%Y') }}", "{{ 1 / 0 }}", "{{ 9.0 ** 999 }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"],
+)
+def test_a_template_that_does_not_render_is_said(checkpoint: Folders, tmp_path: Path, template: str) -> None:
     folder = changed(checkpoint(TINY_2B, "embedding"), tmp_path / "copy", "config.json")
-    (folder / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     (said,) = read(folder)
     assert said.startswith(f"{folder / 'chat_template.jinja'} could not be compared with the prompts of the runtime (")
+
+
+def test_settings_that_are_nested_too_deeply_are_named(checkpoint: Folders, tmp_path: Path) -> None:
+    folder = changed(checkpoint(TINY_2B, "embedding"), tmp_path / "copy", "preprocessor_config.json")
+    (folder / "preprocessor_config.json").write_text("[" * 10**5, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json cannot be read"):
+        read(folder)

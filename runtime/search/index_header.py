@@ -52,7 +52,7 @@ class Header:
             return None
         except OSError as error:
             raise SearchIndexError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _unreadable(path, error) from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if not isinstance(version, int):
