@@ -31,7 +31,11 @@ class Handler(BaseHTTPRequestHandler):
         if kind in ENDLESS:
             self._repeat(*ENDLESS[kind])
             return
-        places = {"away": "/ok.png", "elsewhere": "ftp://127.0.0.1/ok.png", "circle": "/circle"}
+        authorization = self.headers["Authorization"]
+        if (kind == "login" and authorization != "Basic dXNlcjpwQHNz") or (kind == "stranger" and authorization):
+            self.send_error(401)
+            return
+        places = {"leave": "/stranger", "away": "/ok.png", "elsewhere": "ftp://127.0.0.1/ok.png", "circle": "/circle"}
         if kind in places:
             self.send_response(302)
             self.send_header("Location", places[kind])

@@ -232,6 +232,17 @@ def test_slow_downloads_stop(kind: str, address: str) -> None:
     assert time.monotonic() - begin < 1.4
 
 
+def test_a_password_is_for_its_host_alone_and_not_shown(address: str) -> None:
+    for password in ("p@ss", "p%40ss"):
+        user = address.replace("http://", f"http://user:{password}@")
+        for kind in ("login", "leave"):
+            assert np.array_equal(np.asarray(load_image(f"{user}/{kind}", LIMITS)), PIXELS)
+        hidden = address.replace("http://", "http://user:***@")
+        for kind in ("missing.png", "text"):
+            assert failure(f"{user}/{kind}").startswith(f"{hidden}/{kind} ")
+    assert "answered HTTP 401 Unauthorized" in failure(f"{address}/login")
+
+
 @pytest.mark.parametrize("kind", ["header", "interim", "chunk", "trailers"])
 def test_answers_without_end_stop(kind: str, address: str) -> None:
     begin = time.monotonic()

@@ -1,11 +1,13 @@
-"""An http(s) address as it is asked for: an international host in IDNA, all other characters escaped."""
+"""An http(s) address as it is asked for: an international host in IDNA, all other characters escaped, no password."""
 
 import re
-from urllib.parse import quote, unquote, urlsplit
+from base64 import b64encode
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 # What may stand in an address as it is; `%` because an address may be escaped already.
 SAFE = "%:/?#[]@!$&'()*+,;=-._~"
 HOST = re.compile(r"[A-Za-z0-9._-]+")
+PASSWORD = re.compile(r"^(https?://[^/?#:@]*:)[^/?#]*@", re.IGNORECASE)
 # Python's codec is that of 2003, which makes other names of these than browsers do, so another site would answer.
 AMBIGUOUS = "ßẞς\u200c\u200d"
 
@@ -19,6 +21,22 @@ def encoded_address(url: str) -> str:
     if not (name := unquote(host)).isascii():
         url = parts._replace(netloc=f"{user}{at}{_encoded_host(name)}{colon}{port}").geturl()
     return quote(url, safe=SAFE)
+
+
+def without_credentials(address: str) -> tuple[str, str]:
+    """An encoded address without `user:password@`, and that as an Authorization header, empty where there is none."""
+    parts = urlsplit(address)
+    credentials, _, place = parts.netloc.rpartition("@")
+    if not credentials:
+        return address, ""
+    user, _, password = credentials.partition(":")
+    pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+    return parts._replace(netloc=place).geturl(), f"Basic {b64encode(pair).decode('ascii')}"
+
+
+def without_password(address: str) -> str:
+    """An address for messages."""
+    return PASSWORD.sub(r"\1***@", address)
 
 
 def _encoded_host(name: str) -> str:

@@ -22,7 +22,7 @@ from urllib.request import (
 )
 
 from runtime.errors import InputError, MediaError
-from runtime.media.address import encoded_address
+from runtime.media.address import encoded_address, without_credentials, without_password
 
 USER_AGENT = "qwen3vl-edge (+python-urllib)"
 CHUNK_BYTES = 1 << 16
@@ -89,7 +89,8 @@ class _Redirects(HTTPRedirectHandler):
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         fp.close()  # urllib would read it to its end
-        return super().redirect_request(req, fp, code, msg, headers, encoded_address(newurl))
+        address, _ = without_credentials(encoded_address(newurl))
+        return super().redirect_request(req, fp, code, msg, headers, address)
 
 
 # No ftp, file or data handler: a redirect must not leave http(s).
@@ -133,13 +134,16 @@ def shortened(text: str, longest: int = LONGEST_NAME) -> str:
 
 def download(url: str, limits: FetchLimits, write: Callable[[bytes], object]) -> None:
     """Hand the body of `url` to `write` piece by piece; MediaError names the address and what went wrong."""
-    name = shortened(url)
+    name = shortened(without_password(url))
     opener = OpenerDirector()
     for handler in HANDLERS:
         opener.add_handler(handler())
     try:
         # Browsers and `requests` accept spaces and accents in an address; urllib wants them escaped.
-        request = Request(encoded_address(url), headers={"User-Agent": USER_AGENT})
+        address, authorization = without_credentials(encoded_address(url))
+        request = Request(address, headers={"User-Agent": USER_AGENT})
+        if authorization:
+            request.add_unredirected_header("Authorization", authorization)
         with opener.open(request, timeout=limits.timeout) as response:
             _copy(response, name, limits, write)
     except MediaError:
