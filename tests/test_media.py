@@ -232,6 +232,12 @@ def test_slow_downloads_stop(kind: str, address: str) -> None:
     assert time.monotonic() - begin < 1.4
 
 
+def test_a_postscript_file_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("run"))
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n"
+    assert "is not a picture that Pillow can read; pass a PNG" in failure(program)
+
+
 def test_a_password_is_for_its_host_alone_and_not_shown(address: str) -> None:
     for password in ("p@ss", "p%40ss"):
         user = address.replace("http://", f"http://user:{password}@")

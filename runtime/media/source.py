@@ -32,6 +32,8 @@ __all__ = ["FetchLimits", "ImageSource", "content_name", "load_image", "local_fi
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]
 
 LONGEST_DATA_URI_NAME = 48
+# Of Pillow's formats: a PostScript file is a program, which Ghostscript runs for as long as it wishes.
+PROGRAMS = ("EPS",)
 # Two letters at least, so that C:// stays a Windows drive.
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://|(data):", re.IGNORECASE)
 # Pillow's plugins raise all of these on damaged bytes; MemoryError and our own mistakes pass through.
@@ -212,7 +214,7 @@ def _identified(stream: BinaryIO) -> Image.Image | None:
     Image.preinit()
     Image.init()
     prefix = stream.read(16)
-    for identifier in tuple(Image.ID):
+    for identifier in [each for each in Image.ID if each not in PROGRAMS]:
         factory, accept = Image.OPEN[identifier]
         try:
             accepted = accept is None or accept(prefix)
