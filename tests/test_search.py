@@ -200,6 +200,7 @@ def test_another_regime_is_refused_with_the_reason(package: Packages, searcher: 
     shutil.copytree(index, tmp_path / "int8")
     index = tmp_path / "int8"
     there = json.loads((index / "index.json").read_text())
+    del there["checksum"]
     (index / "index.json").write_text(json.dumps(there | {"regime": there["regime"] | {"precision": "int8"}}))
     assert reason(here) == "precision int8 in the index, fp32 here"
     changes = {"weights": "0" * 64, "target": "cuda"}

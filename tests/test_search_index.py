@@ -144,6 +144,7 @@ def test_a_damaged_header_is_named(tmp_path: Path) -> None:
     made(folder, 1)
     path = folder / "index.json"
     whole = json.loads(path.read_text())
+    del whole["checksum"]  # of older indexes
     for damage in ({"store": "int4"}, {"dimensions": "8"}, {"dimensions": 0}, {"regime": {}}, {"regime": 3}, {"x": 1}):
         path.write_text(json.dumps(whole | damage))
         assert refusal(lambda: SearchIndex(folder)).startswith(f"{path} cannot be read (")
@@ -154,6 +155,25 @@ def test_a_damaged_header_is_named(tmp_path: Path) -> None:
     assert "has index format 2, this runtime reads format 1;" in refusal(lambda: SearchIndex(folder))
     path.write_text("[]")
     assert refusal(lambda: SearchIndex(folder)) == f"{path} is not that of an index; give --index another folder."
+
+
+def test_a_header_is_as_it_was_written_or_named(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    made(folder, 4)
+    path = folder / "index.json"
+    whole = path.read_bytes()
+    header, found = SearchIndex(folder).header, 0
+    for place in range(len(whole)):
+        for bit in (1, 4, 16):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            try:
+                assert SearchIndex(folder).header == header  # white space became another
+            except SearchIndexError:
+                found += 1
+    assert found > len(whole)
+    older = {key: value for key, value in json.loads(whole).items() if key != "checksum"}
+    path.write_text(json.dumps(older))
+    assert SearchIndex(folder).header == header
 
 
 def test_a_second_writer_is_refused_and_readers_are_not(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 import json
 import os
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from runtime.errors import InputError, SearchIndexError
 from runtime.replacing import patiently, sync_folder
@@ -13,6 +14,7 @@ from runtime.search.vector_store import StoreName, VectorStore
 
 FORMAT_VERSION = 1
 HEADER = "index.json"
+CHECKSUM = "checksum"  # of the other fields: another number of dimensions would be other vectors
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Header:
         """Put it in place of the one before. Raises OSError."""
         partial = folder / f"{HEADER}.partial"
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(asdict(self), indent=1) + "\n")
+            facts = asdict(self)
+            file.write(json.dumps(facts | {CHECKSUM: _checksum(facts)}, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
         patiently(lambda: partial.replace(folder / HEADER))
@@ -62,6 +65,8 @@ class Header:
                 f"{path} has index format {version}, this runtime reads format {FORMAT_VERSION}; "
                 "make the index anew with --add in another folder."
             )
+        if (checksum := content.pop(CHECKSUM, None)) not in (None, _checksum(content)):  # none in older indexes
+            raise _unreadable(path, ValueError(f"its checksum {checksum!r:.20} does not fit"))
         try:
             header = cls(**(content | {"regime": Regime(**content["regime"])}))
             numbers = (header.dimensions, header.generation)
@@ -86,6 +91,10 @@ class Header:
                 f"{'; '.join(differing)}; use the package ({self.package}) and options that it was made with, or give "
                 "--index another folder."
             )
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(facts).encode('ascii')):08x}"
 
 
 def _unreadable(path: Path, error: Exception) -> SearchIndexError:
