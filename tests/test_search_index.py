@@ -111,6 +111,16 @@ def test_a_damaged_log_is_named(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", '{"contents": 3, "files": {}, "gone": []}', "[" * 10**5], ids=len)
+def test_a_step_with_other_content_is_named(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "index"
+    made(folder, 1)
+    log = folder / "entries.0.log"
+    step = text.encode()
+    log.write_bytes(b"%08x %s\n" % (zlib.crc32(step), step) + log.read_bytes())
+    assert refusal(lambda: SearchIndex(folder)).startswith(f"{log}, line 1 is damaged (")
+
+
 @pytest.mark.parametrize("name", ["vectors.0.bin", "scales.0.bin"])
 def test_rows_that_are_missing_are_named(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "index"

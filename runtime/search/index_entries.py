@@ -140,7 +140,7 @@ def read_log(path: Path) -> tuple[Entries, int]:
     for number, line in enumerate(lines, 1):
         try:
             step = Step.parse(line)
-        except ValueError as error:
+        except (ValueError, TypeError, LookupError, RecursionError) as error:  # of another version, or by hand
             # After a power cut the last step may have its length and not its content.
             if number == len(lines) and not unfinished:
                 break
