@@ -31,6 +31,10 @@ class Handler(BaseHTTPRequestHandler):
         if kind in ENDLESS:
             self._repeat(*ENDLESS[kind])
             return
+        if kind == "coloured":
+            self.send_response(404, "\x1b[31mGone\x9b")
+            self.end_headers()
+            return
         authorization = self.headers["Authorization"]
         if (kind == "login" and authorization != "Basic dXNlcjpwQHNz") or (kind == "stranger" and authorization):
             self.send_error(401)

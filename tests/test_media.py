@@ -205,6 +205,7 @@ def test_bad_addresses_are_named(address: str) -> None:
     assert failure(f"{address}/missing.png").startswith(f"{address}/missing.png answered HTTP 404")
     assert failure(f"{address}/text").startswith(f"{address}/text is not a picture")
     assert failure(f"{address}/empty").startswith(f"{address}/empty has zero bytes")
+    assert failure(f"{address}/coloured").startswith(f"{address}/coloured answered HTTP 404 [31mGone; check")
     circle = failure(f"{address}/circle")
     assert circle.endswith(" would lead to an infinite loop; check that the address exists and is public.")
     assert "\n" not in circle

@@ -151,6 +151,7 @@ def download(url: str, limits: FetchLimits, write: Callable[[bytes], object]) ->
     except HTTPError as error:
         error.close()
         words = error.reason.partition("\n")[0].rstrip(".")  # urllib's own, of a redirect in a circle, has three lines
+        words = "".join(filter(str.isprintable, words))  # a terminal obeys some of the others
         raise MediaError(
             f"{name} answered HTTP {error.code} {words}; check that the address exists and is public."
         ) from error
