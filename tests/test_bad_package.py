@@ -68,6 +68,14 @@ def test_foreign_files_are_named(name: str, copy: Path, capsys: pytest.CaptureFi
     assert captured.out == ""
 
 
+def test_a_tokenizer_that_panics_is_named(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    whole = path.read_text(encoding="utf-8")
+    place = whole.index('"single"')  # of the post-processor
+    path.write_text(whole[:place] + whole[place:].replace("endoftext", "endoftexu", 1), encoding="utf-8", newline="\n")
+    assert refusal(copy) == f"{path} cannot be read (no entry found for key); export the package again."
+
+
 def test_other_formats_and_changed_manifests_are_refused(copy: Path) -> None:
     path = copy / MANIFEST_NAME
     content = json.loads(path.read_text(encoding="utf-8"))

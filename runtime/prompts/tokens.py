@@ -25,14 +25,16 @@ class PromptTokenizer:
     def __init__(self, path: Path, tokens: TokenIds):
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception for any defect
+            # A tokenizer.json saved after a call may carry that call's cutting and padding.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self._suffix = np.array(self._tokenizer.encode("").ids, np.int64)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # tokenizers raises bare Exception for any defect, or panics, which is none
             raise PackageError(f"{path} cannot be read ({error}); export the package again.") from error
-        # A tokenizer.json saved after a call may carry that call's cutting and padding.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._tokens = tokens
         self._special = np.array(tokens.special, np.int64)
-        self._suffix = np.array(self._tokenizer.encode("").ids, np.int64)
         self._special_texts = tuple(self._tokenizer.id_to_token(token) for token in tokens.special)
         self._pad_texts = tuple(self._tokenizer.id_to_token(token) for token in (tokens.image, tokens.video))
 
