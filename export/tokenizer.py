@@ -9,6 +9,7 @@ from export.config import ModelConfig
 from export.settings import POOLING, SCORE_HEADS, read_modules
 from runtime.errors import CheckpointError
 from runtime.manifest import Task, TokenIds
+from runtime.prompts.prompt import IMAGE_PAD, VIDEO_PAD
 
 PAD = "<|endoftext|>"
 YES, NO = "yes", "no"
@@ -53,6 +54,7 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts:
     if PAD not in added:
         raise CheckpointError(f"{path} has no token {PAD}, which pads; use the published tokenizer.")
     _require_rows({**vocabulary, **added}, config.text.vocab_size, path)
+    _require_pads(added, config, path)
     tokens = TokenIds(
         pad=added[PAD],
         image=config.image_token_id,
@@ -62,6 +64,19 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts:
         special=special,
     )
     return TokenizerFacts(tokens, vocabulary[YES], vocabulary[NO], appends_pad)
+
+
+def _require_pads(added: dict[str, int], config: ModelConfig, path: Path) -> None:
+    """Refuse other ids of the pads than config.json's: a runtime finds that out at the first picture."""
+    for token, key, index in (
+        (IMAGE_PAD, "image_token_id", config.image_token_id),
+        (VIDEO_PAD, "video_token_id", config.video_token_id),
+    ):
+        if added.get(token, index) != index:
+            raise CheckpointError(
+                f"{path} gives the token {token} the id {added[token]}, and config.json's {key} is {index}: use the "
+                "tokenizer and the config.json that belong to the weights."
+            )
 
 
 def _require_rows(ids: dict[str, int], num_rows: int, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,18 @@ def test_an_added_token_without_a_row_in_the_token_table_is_refused(
     assert f"gives the token '<|mine|>' the id {index}, and the token table of 151936 rows" in message
     tokenizer["added_tokens"][-1]["id"] = 151935
     read(tmp_path, config, tokenizer)
+
+
+@pytest.mark.parametrize(("token", "key"), [("<|image_pad|>", "image_token_id"), ("<|video_pad|>", "video_token_id")])
+def test_pads_with_another_id_than_the_config_s_are_refused(
+    tmp_path: Path, config: ModelConfig, token: str, key: str
+) -> None:
+    tokenizer = content()
+    tokenizer["added_tokens"].append({"id": 6, "content": token, "special": True})
+    assert f"the token {token} the id 6, and config.json's {key} is {getattr(config, key)}:" in refusal(
+        tmp_path, config, tokenizer
+    )
+    read(tmp_path, replace(config, **{key: 6}), tokenizer)
 
 
 def test_words_without_a_row_in_the_token_table_are_refused(tmp_path: Path, config: ModelConfig) -> None:
