@@ -11,6 +11,7 @@ import numpy as np
 
 from bench.llama import NAME, Llama, LlamaGraph
 from bench.llama_run import Running
+from export.graph import Graph
 from export.reference import prepare_reference_imports
 from quant.per_token import PerToken
 from quant.schemes import GraphBuilder, Linear, Matrix, Value
@@ -46,14 +47,15 @@ class PlainMatMul:
 
     name: str = "matmul"
 
-    def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
+    def linear(self, graph: Graph, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """One MatMul a layer."""
         outputs = []
         for layer in layers:
             (rows,) = layer.weight.blocks()
             weight = held(graph, layer.weight.name, "float32", rows.T)
             y = graph.op("MatMul", x, weight)
-            y.type = weight.type  # the quantisers must know it, and cannot infer it through onnxruntime's own operators
+            # The quantisers must know it, and cannot infer it through onnxruntime's own operators.
+            graph.declare(y, "float32", ["B", "S", layer.weight.shape[0]])
             outputs.append(y)
         return outputs
 

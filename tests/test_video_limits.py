@@ -47,7 +47,7 @@ def test_a_long_clip_is_never_in_memory(tmp_path: Path) -> None:
 
 def test_decoding_stops_at_the_last_frame_wanted(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", (64, 64), 60)
-    _, decoded = runtime.media.video._decoded(str(path), [0, 5], OPTIONS, PATCH)
+    _, decoded = runtime.media.video._decoded(str(path), [0, 5], OPTIONS, LIMITS, PATCH)
     assert decoded == 6
 
 
