@@ -25,7 +25,7 @@ from PIL import Image
 
 from runtime.errors import MediaError
 from runtime.media.address import without_password
-from runtime.media.download import FetchLimits, download, shortened
+from runtime.media.download import LONGEST_NAME, FetchLimits, download, shortened
 
 __all__ = ["FetchLimits", "ImageSource", "content_name", "load_image", "local_file", "require_size"]
 
@@ -56,11 +56,8 @@ DECODE_ERRORS = (
 def content_name(source: object) -> str:
     """A short name of `source` for messages: the path or address, or what kind of object it is."""
     if isinstance(source, str):
-        return (
-            shortened(source, LONGEST_DATA_URI_NAME)
-            if _scheme(source) == "data"
-            else shortened(without_password(source))
-        )
+        longest = LONGEST_DATA_URI_NAME if _scheme(source) == "data" else LONGEST_NAME
+        return shortened(without_password(source), longest)
     if isinstance(source, os.PathLike):
         return str(os.fspath(source))
     if isinstance(source, bytes | bytearray | memoryview):
