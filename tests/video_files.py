@@ -12,15 +12,20 @@ MATRIX_ONE = 1 << 16
 
 
 def write_video(
-    path: Path, size: tuple[int, int], count: int, fps: Fraction | int = 25, options: dict[str, str] | None = None
+    path: Path,
+    size: tuple[int, int],
+    count: int,
+    fps: Fraction | int = 25,
+    options: dict[str, str] | None = None,
+    codec: str = "libx264",
 ) -> Path:
-    """`count` moving, noisy frames of size (width, height), H.264 yuv420p (VP9 for .webm)."""
+    """`count` moving, noisy frames of size (width, height) in yuv420p."""
     width, height = size
     random = np.random.default_rng(1)
     tiles = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     picture = tiles.repeat(8, 0).repeat(8, 1)[:height, :width].astype(int)
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libvpx-vp9" if path.suffix == ".webm" else "libx264", rate=fps)
+        stream: Any = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"preset": "ultrafast"} if options is None else options
         for index in range(count):

@@ -6,17 +6,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError, MediaError
 from runtime.media.download import FetchLimits
+from runtime.media.frame_index import FrameIndex, read_index
 from runtime.media.image import PatchGrid, Visual, patchify, resize_image, smart_resize, to_rgb
 from runtime.media.linspace import linspace
 from runtime.media.resize import resize_frame
 from runtime.media.source import ImageSource, content_name, load_image, local_file, require_size
 from runtime.media.video_file import checked, opened, require_decoder, upright_rgb
+
+if TYPE_CHECKING:
+    from runtime.media.video_file import VideoFrame
 
 FRAME_FACTOR = 2  # frames are taken in pairs
 MIN_FRAMES = 4
@@ -74,6 +79,11 @@ class _Frames:
             raise MediaError(f"frame {slot} is {width}x{height} where the first is {first}; make all frames one size.")
         self.pixels[slot] = resize_frame(pixels, *self.pixels.shape[1:3], self.exact_resize)
 
+    def take(self, slot: int, frame: "VideoFrame", limits: FetchLimits) -> None:
+        """Keep a decoded frame as `slot`."""
+        require_size(frame.width, frame.height, "a frame", limits)  # it need not be the container's
+        self.put(slot, upright_rgb(frame))
+
     def visual(self, indices: Sequence[int], fps: float) -> Visual:
         """All frames as patches; `indices` are their positions in the video, `fps` its rate."""
         size = self.patch.patch_size
@@ -113,8 +123,9 @@ def pair_timestamps(indices: Sequence[int], fps: float) -> tuple[float, ...]:
 
 
 def video_visual(source: str | PathLike[str], options: VideoOptions, limits: FetchLimits, patch: PatchGrid) -> Visual:
-    """The video file or http(s) address `source`, decoded frame by frame; only the sampled frames are kept.
+    """The video file or http(s) address `source`; only the sampled frames are kept.
 
+    What lies between them is jumped over where the file's packets tell where the frames are, and else decoded too.
     Pixels equal decord's for 8-bit video; FFmpeg versions differ in the chroma of 10-bit video and of odd heights in
     4:2:0. Frames that an edit list hides or that cannot be decoded are not counted (decord shows others instead).
 
@@ -164,17 +175,33 @@ def _file_visual(path: str, options: VideoOptions, limits: FetchLimits, patch: P
     with opened(path) as (container, stream):
         require_size(stream.width, stream.height, "a frame", limits)
         # Container headers may lie or be silent about the number of frames; decord counts packets too.
-        total = sum(1 for packet in checked(container.demux(stream)) if packet.size and not packet.is_discard)
+        total, index = read_index(container, stream)
         fps = float(stream.average_rate) if stream.average_rate else 0.0
     if not total or not fps:
         raise MediaError(f"the video has {total} frames at {fps:g} frames per second; convert it to H.264 in MP4.")
-    indices = sample_indices(total, fps, options)
-    store, decoded = _decoded(path, indices.tolist(), options, limits, patch)
-    if decoded <= indices[-1]:
-        # Some packets hold no picture that can be shown: sample anew from the number there really is.
-        indices = sample_indices(decoded, fps, options)
-        store, _ = _decoded(path, indices.tolist(), options, limits, patch)
-    return store.visual(indices.tolist(), fps)
+    indices = sample_indices(total, fps, options).tolist()
+    store = _sought(path, index, indices, options, limits, patch) if index else None
+    if store is None:
+        store, decoded = _decoded(path, indices, options, limits, patch)
+        if decoded <= indices[-1]:
+            # Some packets hold no picture that can be shown: sample anew from the number there really is.
+            indices = sample_indices(decoded, fps, options).tolist()
+            store, _ = _decoded(path, indices, options, limits, patch)
+    return store.visual(indices, fps)
+
+
+def _sought(
+    path: str, index: FrameIndex, indices: list[int], options: VideoOptions, limits: FetchLimits, patch: PatchGrid
+) -> _Frames | None:
+    """The frames at the rising `indices`; None where the file does not hold what its packets promise."""
+    store = _Frames(len(indices), options.file_pixels(patch), options.exact_resize, patch)
+    slot = -1
+    try:
+        for slot, frame in enumerate(index.frames(path, indices)):
+            store.take(slot, frame, limits)
+    except MediaError:
+        return None  # decoding the whole file shows what is wrong
+    return store if slot + 1 == len(indices) else None
 
 
 def _decoded(
@@ -188,8 +215,7 @@ def _decoded(
         for position, frame in enumerate(checked(container.decode(stream))):
             if position < indices[slot]:
                 continue
-            require_size(frame.width, frame.height, "a frame", limits)  # it need not be the container's
-            store.put(slot, upright_rgb(frame))
+            store.take(slot, frame, limits)
             slot += 1
             if slot == len(indices):
                 break

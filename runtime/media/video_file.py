@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from runtime.errors import MediaError, MissingExtraError
 
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
+if TYPE_CHECKING:  # names of PyAV's for the modules beside this one too
+    from av.container import InputContainer as InputContainer
+    from av.video.frame import VideoFrame as VideoFrame
+    from av.video.stream import VideoStream as VideoStream
 
 Given = TypeVar("Given")
 
