@@ -356,3 +356,29 @@ def test_names_may_be_anything(searcher: Searcher, tmp_path: Path) -> None:
     again = Searcher(searcher.embedder, tmp_path / "index")
     hits = again.search({"text": "a"}, 10)
     assert len(hits) == 5 and all(Path(hit.path).is_file() and hit.name.isprintable() for hit in hits)
+
+
+def test_others_may_search_while_one_adds(
+    searcher: Searcher, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the moment when a step is written and the one that adds waits for the disk, as other threads would."""
+    searcher.add(folder)
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in range(2 * BATCH + 1):
+        (more / f"{number}.txt").write_text(f"text {number}")
+    flush, searches = os.fsync, 0
+
+    def slow(file: int) -> None:
+        nonlocal searches
+        flush(file)
+        searches += len(searcher.search({"text": "text 3"}, 1))
+
+    monkeypatch.setattr(os, "fsync", slow)
+    assert searcher.add(more).embedded == 2 * BATCH + 1
+    assert searches > 2
+    monkeypatch.undo()
+    again = Searcher(searcher.embedder, searcher.index.folder)
+    for number in range(2 * BATCH + 1):
+        expected = searcher.embedder.process([{"text": f"text {number}"}])[0]
+        assert np.abs(vector_of(again, more / f"{number}.txt") - expected).max() <= 1e-6
