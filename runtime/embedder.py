@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from runtime.faults import LOADING, OPENING, Errors, blaming, noting
 from runtime.graphs.memory import MemoryMode
@@ -19,6 +18,7 @@ from runtime.graphs.package import (
 )
 from runtime.graphs.windows import Entry, Request
 from runtime.media.source import FetchLimits
+from runtime.progress import counting
 from runtime.prompts.inputs import parse_item, require_list
 from runtime.prompts.tokens import SpecialTokens
 from runtime.sentences import encode_items, explain_encode_options
@@ -107,11 +107,11 @@ class Qwen3VLEmbedder(SharesPackage):
         rows = np.full((len(items), width), np.nan, np.float32)
         errors: Errors = {}
         noted = None if on_error == "raise" else errors
-        with tqdm(total=len(items), disable=not self.show_progress, unit="input") as progress:
+        with counting(len(items), "input", self.show_progress) as progress:
             for indexes, pooled in self._pooled(items, noted):
                 rows[indexes] = finish(pooled, width, normalize)
-                progress.update(len(indexes))
-            progress.update(len(errors))
+                progress(len(indexes))
+            progress(len(errors))
         record_skips([Skipped(*each) for each in sorted(errors.items())], skipped, f"of {len(items)} inputs")
         return rows
 

@@ -4,8 +4,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from tqdm import tqdm
-
 from runtime.faults import LOADING, OPENING, Errors, blaming, noting
 from runtime.graphs.memory import MemoryMode
 from runtime.graphs.package import (
@@ -19,6 +17,7 @@ from runtime.graphs.package import (
 )
 from runtime.graphs.windows import Entry, Request
 from runtime.media.source import FetchLimits
+from runtime.progress import counting
 from runtime.prompts.encode import Loaded
 from runtime.prompts.inputs import Content, RerankRequest, parse_content, parse_request
 from runtime.prompts.tokens import SpecialTokens
@@ -115,11 +114,11 @@ class Qwen3VLReranker(SharesPackage):
             query = self._load(request.query, request, "query")
         errors: Errors = {}
         noted = None if on_error == "raise" else errors
-        with tqdm(total=len(scores), disable=not self.show_progress, unit="document") as progress:
+        with counting(len(scores), "document", self.show_progress) as progress:
             for index, logit in self._logits(query, request, noted):
                 scores[index] = probability(logit)
-                progress.update()
-            progress.update(len(errors))
+                progress(1)
+            progress(len(errors))
         record_skips([Skipped(*each) for each in sorted(errors.items())], skipped, f"of {len(scores)} documents")
         return scores
 

@@ -1,5 +1,6 @@
 """One embedder or reranker shared by several threads gives what it gives one thread."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 from PIL import Image
 from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
+from tqdm import tqdm
 
 from runtime import InputError, Qwen3VLEmbedder, Qwen3VLReranker
+from runtime.graphs.decoder import Prompt
+from runtime.prompts.encode import TokenSequence
 
 Packages = Callable[[Shape, Task], Path]
 CLOSE = 1e-6
@@ -67,3 +71,36 @@ def test_an_error_stays_in_its_own_call(package: Packages) -> None:
                 assert isinstance(future.exception(), InputError)
             else:
                 assert np.abs(future.result() - expected).max() <= CLOSE
+
+
+def test_without_a_bar_nobody_waits_for_tqdm(package: Packages) -> None:
+    """Its lock is one for all threads; where another one holds it while the process forks, it is never free again."""
+    embedder = Qwen3VLEmbedder(package(TINY_2B, "embedding"))
+    reranker = Qwen3VLReranker(package(TINY_2B, "reranker"))
+    request = {"query": {"text": "a"}, "documents": [{"text": "b"}]}
+    with ThreadPoolExecutor(1) as pool, tqdm.get_lock():
+        assert len(pool.submit(embedder.process, [{"text": "a"}]).result(timeout=30)) == 1
+        assert len(pool.submit(reranker.process, request).result(timeout=30)) == 1
+
+
+def test_the_positions_of_two_prompts_are_computed_at_once() -> None:
+    """As above."""
+    begun, goes_on = threading.Event(), threading.Event()
+
+    class Slow(TokenSequence):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "blocks":
+                begun.set()
+                goes_on.wait(timeout=60)
+            return super().__getattribute__(name)
+
+    ids, is_visual = np.arange(3), np.zeros(3, np.bool_)
+    slow, quick = Prompt(Slow(ids, is_visual, ())), Prompt(TokenSequence(ids, is_visual, ()))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: slow.positions)
+        begun.wait()
+        try:
+            assert pool.submit(lambda: quick.positions).result(timeout=10).shape == (3, 3)
+            assert not first.done()
+        finally:
+            goes_on.set()

@@ -107,10 +107,11 @@ def packs(lengths: Sequence[int], budget: int, past: int = 0, target: Target = T
 def common_length(prompts: Sequence[Prompt], limit: int) -> int:
     """How many tokens, at most `limit`, all prompts begin with: the same ids, and the same features for visual ones."""
     one = prompts[0]
+    starts = one.visual_starts
     for other in prompts[1:]:
         equal = one.sequence.input_ids[:limit] == other.sequence.input_ids[:limit]
         limit = len(equal) if equal.all() else int(np.argmin(equal))
-        for start, mine, theirs in zip(one.visual_starts, one.features, other.features, strict=False):
+        for start, mine, theirs in zip(starts, one.features, other.features, strict=False):
             if start < limit and mine is not theirs:
                 limit = start
     return limit

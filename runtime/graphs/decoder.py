@@ -5,7 +5,6 @@ Shapes: B rows, S new tokens, P tokens of the past, C its capacity, D hidden, h 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -30,12 +29,13 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.sequence.input_ids)
 
-    @cached_property
+    @property
     def positions(self) -> np.ndarray:
         """(T, H, W) of every token, int64 [3, S]."""
+        # Not a cached_property, whose lock is one for all prompts in Python 3.11, and may be held when a process forks.
         return token_positions(self.sequence.is_visual, self.sequence.blocks)
 
-    @cached_property
+    @property
     def visual_starts(self) -> list[int]:
         """The first token of each visual."""
         places = np.flatnonzero(self.sequence.is_visual)

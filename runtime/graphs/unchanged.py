@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import PackageError
+from runtime.graphs.forked import OwnGraph
 from runtime.graphs.graph import NOWHERE, Arrays, Graph, OpenGraph
 from runtime.manifest import Manifest
 
@@ -36,11 +37,14 @@ class PackageFiles:
         """`open_graph` for graphs of this package; PackageError where another one, or nothing, has taken its place."""
 
         def open_watched(path: Path, providers: Sequence[str], threads: int) -> Graph:
-            self._require_same_package()
-            graph = open_graph(self._folder / path.name, providers, threads)
+            def open_same() -> Graph:
+                self._require_same_package()
+                graph = open_graph(self._folder / path.name, providers, threads)
+                self._require_same_package()  # nor was it replaced meanwhile
+                return graph
+
             stem = path.name.partition(".")[0]  # both decoders of a package read the same weights
-            self._require_same_package()  # nor was it replaced meanwhile
-            return MappedGraph(graph, self, [name for name in self._states if name.startswith(stem)])
+            return MappedGraph(OwnGraph(open_same), self, [name for name in self._states if name.startswith(stem)])
 
         return open_watched
 

@@ -1,13 +1,13 @@
 """The vision encoder, run: patches of pictures and frame pairs to visual features."""
 
 import hashlib
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from runtime.graphs.forked import OwnLock
 from runtime.graphs.graph import Graph
 from runtime.manifest import VisionConfig
 from runtime.media.image import Visual
@@ -50,7 +50,7 @@ class VisionEncoder:
     def __init__(self, config: VisionConfig, open_graph: Callable[[], Graph], keep: bool = True):
         self._config, self._open_graph, self._keep = config, open_graph, keep
         self._graph: Graph | None = None
-        self._lock = threading.Lock()
+        self._lock = OwnLock()
         side = int(config.num_position_embeddings**0.5)
         head_dim = config.hidden_size // config.num_heads
 
@@ -78,7 +78,7 @@ class VisionEncoder:
 
     def release(self) -> None:
         """Close the graph until the next picture; runs in other threads end as they began."""
-        with self._lock:
+        with self._lock():
             self._graph = None
 
     def _features(self, visuals: Sequence[Visual]) -> list[VisualFeatures]:
@@ -121,7 +121,7 @@ class VisionEncoder:
         return VisualFeatures(np.concatenate(tokens), np.concatenate(deepstack, axis=1))
 
     def _opened(self) -> Graph:
-        with self._lock:
+        with self._lock():
             if self._graph is None:
                 self._graph = self._open_graph()
             return self._graph
