@@ -92,7 +92,8 @@ class PromptTokenizer:
 
     def is_visual(self, ids: np.ndarray) -> np.ndarray:
         """Which ids are visual pads, bool of the same shape."""
-        return np.isin(ids, (self._tokens.image, self._tokens.video))
+        visual: np.ndarray = (ids == self._tokens.image) | (ids == self._tokens.video)
+        return visual
 
     def _ids(self, prompt: str) -> np.ndarray:
         return np.array(self._tokenizer.encode(prompt, add_special_tokens=False).ids, np.int64)
