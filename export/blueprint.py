@@ -1,6 +1,5 @@
 """What a checkpoint folder says about the package to be made: sizes, tokenizer, task, head."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from export.heads import EmbeddingHead, Head, YesNoHead
 from export.settings import require_known_settings
 from export.tokenizer import TokenizerFacts, decide_task, read_tokenizer
 from runtime.errors import CheckpointError
+from runtime.json_text import read_json
 from runtime.manifest import Defaults, Task
 from runtime.prompts.encode import EncodeOptions, Encoder, make_encoder
 
@@ -79,8 +79,8 @@ def read_defaults(folder: Path, task: Task) -> Defaults:
     if not path.exists():
         return defaults
     try:
-        changes = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        changes = read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); mend or remove it.") from error
     known = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
     if not isinstance(changes, dict) or not changes.keys() <= known.keys():

@@ -14,6 +14,7 @@ import numpy as np
 from export.adapter import require_no_adapter
 from export.safetensors_file import PIECE_BYTES, Tensor, open_tensors, read_into, unique_keys
 from runtime.errors import CheckpointError
+from runtime.json_text import parse_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -157,10 +158,10 @@ def read_weight_map(folder: Path) -> dict[str, str]:
     if not (folder / INDEX_FILE).is_file():
         raise CheckpointError(_no_weights(folder))
     try:
-        weight_map = json.loads(_read_file(folder / INDEX_FILE), object_pairs_hook=unique_keys)["weight_map"]
+        weight_map = parse_json(_read_file(folder / INDEX_FILE), unique_keys)["weight_map"]
         if not weight_map or any(Path(shard).name != shard or "\0" in shard for shard in weight_map.values()):
             raise ValueError("weight_map must lead from tensor names to file names")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / INDEX_FILE} is not a safetensors index ({error}): download this file again."
         ) from error

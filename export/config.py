@@ -1,6 +1,5 @@
 """`config.json` as the sizes the graphs are built from. What the graphs cannot express is refused here, by name."""
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import CheckpointError
+from runtime.json_text import read_json
 from runtime.manifest import TextConfig, VisionConfig
 
 MODEL_TYPE = "qwen3_vl"
@@ -79,10 +79,10 @@ def read_config(folder: Path) -> ModelConfig:
     """Parse `config.json` of a checkpoint folder. Raises CheckpointError naming the key that is missing or refused."""
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no config.json; pass the folder of a whole checkpoint.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); download it again.") from error
     if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
         found = content.get("model_type") if isinstance(content, dict) else type(content).__name__

@@ -4,7 +4,6 @@ Data is read by offset, never mapped: a mapped file grows the resident set by al
 exporter touches everything.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CheckpointError
+from runtime.json_text import parse_json
 
 BLOCK_BYTES = 64 * 2**20
 MAX_READ_BYTES = 256 * 2**20
@@ -100,10 +100,10 @@ def open_tensors(file: FileIO) -> list[Tensor]:
             raise ValueError(f"{file_bytes} bytes cannot hold it")
         raw = np.empty(header_bytes, np.uint8)
         read_into(file, raw)
-        header = json.loads(raw.tobytes(), object_pairs_hook=unique_keys)
+        header = parse_json(raw.tobytes(), unique_keys)
         header.pop("__metadata__", None)
         tensors = [_tensor(name, entry, 8 + header_bytes, file) for name, entry in header.items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} has no readable safetensors header ({error}): the file is cut or damaged, download it again."
         ) from error

@@ -5,7 +5,6 @@ preprocessor_config.json, video_…, processor_config.json    how pixels become 
 chat_template.jinja, .json, tokenizer_config.json   how an input becomes a prompt
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from export.reference_prompt import ReferenceOptions, embedder_messages, reranker_messages
 from export.reference_settings import PROCESSOR, SECTIONS
 from runtime.errors import CheckpointError
+from runtime.json_text import read_json
 from runtime.manifest import Task, VisionConfig
 from runtime.prompts.inputs import parse_content
 from runtime.prompts.prompt import embedding_prompt, rerank_prompt
@@ -74,11 +74,11 @@ def read_modules(folder: Path) -> list[Module]:
     """What modules.json lists, nothing where there is none. Raises CheckpointError."""
     path = folder / "modules.json"
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
+        modules = read_json(path)
         return [Module(str(each["type"]).rpartition(".")[2], folder / str(each.get("path", ""))) for each in modules]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); download it again or remove it.") from error
 
 
@@ -164,13 +164,13 @@ def _templates(folder: Path) -> Iterator[tuple[Path, str]]:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no such file. Raises CheckpointError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")
         return content
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); download it again or remove it.") from error
 
 

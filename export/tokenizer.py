@@ -1,6 +1,5 @@
 """What the checkpoint's own tokenizer says: special ids, yes and no, and whether it ends on `<|endoftext|>`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from export.config import ModelConfig
 from export.settings import POOLING, SCORE_HEADS, read_modules
 from runtime.errors import CheckpointError
+from runtime.json_text import read_json
 from runtime.manifest import Task, TokenIds
 from runtime.prompts.prompt import IMAGE_PAD, VIDEO_PAD
 
@@ -37,7 +37,7 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts:
     """Read `tokenizer.json` of a checkpoint. Raises CheckpointError naming the file and what is missing."""
     path = folder / "tokenizer.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         added = {str(token["content"]): int(token["id"]) for token in content["added_tokens"]}
         special = tuple(sorted(int(token["id"]) for token in content["added_tokens"] if token["special"]))
         vocabulary = {str(token): int(index) for token, index in dict(content["model"]["vocab"]).items()}
@@ -46,7 +46,7 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts:
         raise CheckpointError(
             f"{folder} has no tokenizer.json; every checkpoint brings its own, download it."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); download it again.") from error
     for word in (YES, NO):
         if word not in vocabulary:

@@ -18,6 +18,7 @@ import numpy as np
 
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import PackageError
+from runtime.json_text import read_json
 from runtime.manifest import GOLDEN, Manifest
 from runtime.reranker import Qwen3VLReranker
 
@@ -53,7 +54,7 @@ class Golden:
             )
         path = folder / GOLDEN
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             size = manifest.text.hidden_size if manifest.task == "embedding" else None
             own, inputs = content["package"], tuple(content["inputs"])
             float32 = _unpacked(content["float32"], size)
@@ -61,7 +62,7 @@ class Golden:
             if not inputs or any(len(each) != len(inputs) for each in (float32, package) if each is not None):
                 raise ValueError(f"{len(inputs)} inputs and {len(float32)} results")
             return cls(content["instructions"], inputs, float32, package)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise PackageError(f"{path} cannot be read ({error}); export the package again.") from error
 
 

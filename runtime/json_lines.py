@@ -1,10 +1,10 @@
 """JSON lines: what `--input` and `--queries` read, and the .jsonl files of an indexed or calibrating folder."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from runtime.errors import InputError
+from runtime.json_text import parse_json
 
 
 def read_json_lines(name: str, option: str = "--input ") -> Iterator[Any]:
@@ -33,8 +33,6 @@ def numbered_lines(name: str) -> Iterator[tuple[int, str]]:
 def json_value(line: str, where: str) -> Any:
     """What a line says. Raises InputError naming `where` it stands."""
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError as error:
         raise InputError(f"{where}: not JSON ({error}); write one object a line.") from None
-    except RecursionError:
-        raise InputError(f"{where}: nested too deeply; write one object a line.") from None

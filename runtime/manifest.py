@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from runtime.errors import PackageError
+from runtime.json_text import read_json
 from runtime.replacing import set_aside, take_back
 from runtime.typed_json import decoded
 
@@ -172,10 +173,10 @@ class Manifest:
         path = folder / MANIFEST_NAME
         take_back(folder)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (FileNotFoundError, NotADirectoryError):
             raise PackageError(_not_a_package(folder)) from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise PackageError(f"{path} cannot be read ({error}); export the package again.") from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from runtime.errors import SearchIndexError
+from runtime.json_text import parse_json
 from runtime.search.documents import FoundFile
 
 FILES_A_LINE = 1000
@@ -72,7 +73,7 @@ class Step:
         checksum, _, text = line.partition(b" ")
         if checksum != b"%08x" % zlib.crc32(text):
             raise ValueError("its checksum does not fit")
-        content = json.loads(text)
+        content = parse_json(text)
         files = {
             path: IndexedFile(
                 *(size, mtime_ns, whole),
@@ -140,7 +141,7 @@ def read_log(path: Path) -> tuple[Entries, int]:
     for number, line in enumerate(lines, 1):
         try:
             step = Step.parse(line)
-        except (ValueError, TypeError, LookupError, RecursionError) as error:  # of another version, or by hand
+        except (ValueError, TypeError, LookupError) as error:  # of another version, or by hand
             # After a power cut the last step may have its length and not its content.
             if number == len(lines) and not unfinished:
                 break

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from runtime.errors import InputError, SearchIndexError
+from runtime.json_text import read_json
 from runtime.replacing import patiently, sync_folder
 from runtime.search.regime import Regime, difference
 from runtime.search.vector_store import StoreName, VectorStore
@@ -50,12 +51,12 @@ class Header:
         """The header of the index in `folder`, None where there is no index. Raises SearchIndexError."""
         path = folder / HEADER
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise SearchIndexError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise _unreadable(path, error) from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if not isinstance(version, int):
