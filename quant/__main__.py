@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from runtime.commands.exit_code import exit_code, needing_extra
+from runtime.commands.exit_code import exit_code
+from runtime.extras import needing_extra
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

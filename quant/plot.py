@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from quant.compare import Comparison
 from quant.losses import LayerLoss, MatrixLoss
-from runtime.errors import InputError, MissingExtraError
+from runtime.errors import InputError
+from runtime.extras import needing_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,10 +26,8 @@ def require_plot(file: Path) -> None:
         raise InputError(f"--plot {file} does not end in .png; choose such a name.")
     if not file.parent.is_dir():
         raise InputError(f"--plot {file}: there is no folder {file.parent}; create it or choose another.")
-    try:
+    with needing_extra("plot", "plots need matplotlib"):
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError('plots need matplotlib; run pip install "qwen3vl-edge[plot]".') from error
 
 
 def write_plot(comparison: Comparison, title: str, file: Path) -> None:

@@ -15,7 +15,8 @@ import onnxruntime as ort
 from quant.losses import HIDDEN
 from quant.prompts import Prompt
 from quant.selection import DECODER
-from runtime.errors import MissingExtraError, PackageError
+from runtime.errors import PackageError
+from runtime.extras import needing_extra
 from runtime.graphs.graph import NOWHERE, Arrays, SessionGraph
 from runtime.graphs.model import Model
 from runtime.graphs.session import create_session, default_threads, require_providers, session_options
@@ -105,10 +106,8 @@ class TappedPackage:
 
 def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGraph:
     """A package's graph, its weights mapped from the package folder. Raises PackageError, MissingExtraError."""
-    try:
+    with needing_extra("export", "comparing packages needs onnx"):
         import onnx
-    except ImportError as error:
-        raise MissingExtraError('comparing packages needs onnx; run pip install "qwen3vl-edge[export]".') from error
     model = onnx.load(path, load_external_data=False)
     outputs = {output: node.op_type for node in model.graph.node for output in node.output}
     values = {each.removesuffix(OUTPUT): each for each in outputs if each.endswith((OUTPUT, HIDDEN))}

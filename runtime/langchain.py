@@ -8,20 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from runtime.embedder import Qwen3VLEmbedder
-from runtime.errors import MissingExtraError
+from runtime.extras import needing_extra
 from runtime.media.source import ImageSource
 from runtime.reranker import Qwen3VLReranker
 from runtime.retrieval import QUERY_INSTRUCTION, best, embedded, opened, require_top_n
 
-try:
+with needing_extra("langchain", "runtime.langchain needs langchain-core"):
     from langchain_core.callbacks import Callbacks
     from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.embeddings import Embeddings
     from pydantic import ConfigDict, Field
-except ImportError as error:
-    raise MissingExtraError(
-        'runtime.langchain needs langchain-core; run pip install "qwen3vl-edge[langchain]".'
-    ) from error
 
 
 class Qwen3VLEmbeddings(Embeddings):

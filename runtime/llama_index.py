@@ -9,24 +9,21 @@ from io import BytesIO
 from typing import Any, NoReturn, SupportsIndex
 
 from runtime.embedder import Qwen3VLEmbedder
-from runtime.errors import InputError, MissingExtraError
+from runtime.errors import InputError
+from runtime.extras import needing_extra
 from runtime.graphs.package import require_positive
 from runtime.reranker import Qwen3VLReranker
 from runtime.retrieval import QUERY_INSTRUCTION, best, embedded, opened
 from runtime.search.regime import Regime
 from runtime.shared import refuse_pickling
 
-try:
+with needing_extra("llama-index", "runtime.llama_index needs llama-index-core"):
     from llama_index.core.bridge.pydantic import Field, PrivateAttr
     from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
     from llama_index.core.constants import DEFAULT_EMBED_BATCH_SIZE
     from llama_index.core.embeddings import MultiModalEmbedding
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import BaseNode, ImageNode, ImageType, MetadataMode, Node, NodeWithScore, QueryBundle
-except ImportError as error:
-    raise MissingExtraError(
-        'runtime.llama_index needs llama-index-core; run pip install "qwen3vl-edge[llama-index]".'
-    ) from error
 
 Vector = list[float]
 

@@ -234,11 +234,13 @@ def test_plots_that_cannot_be_made_are_refused_first(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = run(*nowhere, "--plot", tmp_path / "plot.png")
     assert (code, out) == (2, "")
-    assert err == 'error: plots need matplotlib; run pip install "qwen3vl-edge[plot]".\n'
+    assert err == 'error: plots need matplotlib, which is not installed; run pip install "qwen3vl-edge[plot]".\n'
 
 
 def test_comparing_needs_onnx(package: Packages, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     code, _, err = run(package(TINY_2B, "embedding"), package(TINY_2B, "embedding"))
     assert code == 2
-    assert err == 'error: comparing packages needs onnx; run pip install "qwen3vl-edge[export]".\n'
+    assert (
+        err == 'error: comparing packages needs onnx, which is not installed; run pip install "qwen3vl-edge[export]".\n'
+    )

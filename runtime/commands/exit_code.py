@@ -2,11 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from runtime.commands.results import give_up_standard_output
-from runtime.errors import MissingExtraError, Qwen3VLError
+from runtime.errors import Qwen3VLError
 
 
 def exit_code(run: Callable[[], int], interrupted: str = "") -> int:
@@ -30,14 +29,3 @@ def exit_code(run: Callable[[], int], interrupted: str = "") -> int:
     except KeyboardInterrupt as error:
         print(f"error: interrupted{error if str(error) else interrupted}.", file=sys.stderr)
         return 130
-
-
-@contextmanager
-def needing_extra(name: str) -> Iterator[None]:
-    """Imports of what the extra `name` installs. Raises MissingExtraError."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f'this needs {error.name}, which is not installed; run pip install "qwen3vl-edge[{name}]".'
-        ) from error

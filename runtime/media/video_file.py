@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import MediaError, MissingExtraError
+from runtime.errors import MediaError
+from runtime.extras import needing_extra
 
 if TYPE_CHECKING:  # names of PyAV's for the modules beside this one too
     from av.container import InputContainer as InputContainer
@@ -20,12 +21,8 @@ Given = TypeVar("Given")
 
 def require_decoder() -> None:
     """MissingExtraError without PyAV."""
-    try:
+    with needing_extra("video", "video files need PyAV"):
         import av  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            'video files need PyAV, which is not installed; run pip install "qwen3vl-edge[video]".'
-        ) from error
 
 
 @contextmanager

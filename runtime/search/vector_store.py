@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from runtime.errors import InputError, MissingExtraError
+from runtime.errors import InputError
+from runtime.extras import needing_extra
 from runtime.graphs.session import default_threads
 
 StoreName = Literal["float32", "int8", "binary"]
@@ -106,25 +107,15 @@ class VectorStore:
 def require_search_extra() -> None:
     """MissingExtraError where what `search` needs is not installed."""
     _usearch()
-    try:
+    with needing_extra("search", "searching needs filelock"):
         import filelock  # noqa: F401
-    except ImportError as error:
-        raise _missing("filelock") from error
 
 
 def _usearch() -> tuple[Any, Any]:
     """usearch's exact search and its metrics."""
     # onnxruntime has to be imported before usearch, as this module does: the other way round the process ends (2.26.6
     # and 1.32, SIGSEGV).
-    try:
+    with needing_extra("search", "searching needs usearch"):
         from usearch.compiled import MetricKind
         from usearch.index import search
-    except ImportError as error:
-        raise _missing("usearch") from error
     return search, MetricKind
-
-
-def _missing(library: str) -> MissingExtraError:
-    return MissingExtraError(
-        f'searching needs {library}, which is not installed; run pip install "qwen3vl-edge[search]".'
-    )
