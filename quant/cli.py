@@ -79,14 +79,16 @@ def _compare(options: argparse.Namespace) -> int:
         require_plot(options.plot)
     if options.min_cosine is not None:
         require_cosine(options.min_cosine)
+    one, other = Manifest.read(options.float), Manifest.read(options.quantised)
     with tqdm(unit="run", disable=None) as progress:
 
         def start(total: int) -> Callable[[int], object]:
+            if options.min_cosine is not None and one.task == "reranker":
+                _require_enough(total // 2)
             progress.reset(total)
             return lambda count: progress.update(count)
 
         comparison = compare(options.float, options.quantised, options.inputs, start)
-    one, other = Manifest.read(options.float), Manifest.read(options.quantised)
     title = f"{other.name}, {other.task}: {other.precision} against {one.precision}"
     print_line(title)
     for line in summary(comparison, one.task):
@@ -96,15 +98,18 @@ def _compare(options: argparse.Namespace) -> int:
     return _verdict(comparison, one.task, options.min_cosine)
 
 
+def _require_enough(pairs: int) -> None:
+    if pairs < FEWEST_LOGITS:
+        raise InputError(
+            f"--min-cosine compares a reranker's logits over all pairs, and these are {pairs}; "
+            f"give {FEWEST_LOGITS} or more, or leave it out."
+        )
+
+
 def _verdict(comparison: Comparison, task: Task, least: float | None) -> int:
     agreement, is_vectors = comparison.agreement, task == "embedding"
     if least is None:
         return 0
-    if not is_vectors and agreement.count < FEWEST_LOGITS:
-        raise InputError(
-            f"--min-cosine compares a reranker's logits over all pairs, and these are {agreement.count}; "
-            f"give {FEWEST_LOGITS} or more, or leave it out."
-        )
     if agreement.cosine_mean >= least:
         return 0
     print(

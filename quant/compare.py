@@ -9,6 +9,7 @@ import numpy as np
 from quant.agreement import Agreement, embedding_agreement, score_agreement
 from quant.losses import LayerLoss, MatrixLoss, Rows, Units, layer_losses, matrix_losses
 from quant.prompts import MakePrompt, prompts
+from quant.selection import UNQUANTISED
 from quant.taps import TappedPackage
 from runtime.errors import PackageError
 from runtime.graphs.package import open_encoder
@@ -51,9 +52,10 @@ def compare(
 
     One package is open at a time. End to end all inputs count; inside, about ROWS positions spread over at most ROWS
     inputs, the last token of each among them. `start` gets the number of runs and returns what is called with 1 after
-    each. Raises PackageError for packages of different checkpoints or tasks, InputError for inputs.
+    each. Raises PackageError where `expected` is quantised, or of another checkpoint or task; InputError for inputs.
     """
     manifest, other = Manifest.read(expected), Manifest.read(found)
+    _require_float(expected, manifest)
     _require_same_model(expected, manifest, found, other)
     makers = prompts(open_encoder(expected, manifest, {}), manifest.task, inputs)
     advance = start(2 * len(makers)) if start else lambda count: None
@@ -67,6 +69,14 @@ def compare(
         agreement,
         sum(map(len, one.rows["layers.0:hidden"])),
     )
+
+
+def _require_float(expected: Path, manifest: Manifest) -> None:
+    if manifest.precision not in UNQUANTISED:
+        raise PackageError(
+            f"{expected} is {manifest.precision}, and losses are measured against float; "
+            "give the package that was exported with --fp32 first."
+        )
 
 
 def _require_same_model(expected: Path, manifest: Manifest, found: Path, other: Manifest) -> None:

@@ -163,9 +163,9 @@ def test_rerankers_are_compared_by_their_logits(package: Packages, run: Run, lin
     assert "blocks" not in out, "no picture, no vision encoder"
     found = compare(float_package, int4, file)
     assert 0 < found.agreement.largest < 1 and found.rows > 5
-    code, _, err = run(float_package, int4, "--inputs", file, "--min-cosine", "0.5")
+    code, out, err = run(float_package, int4, "--inputs", file, "--min-cosine", "0.5")
     message = "error: --min-cosine compares a reranker's logits over all pairs, and these are 5; "
-    assert (code, err) == (2, f"{message}give 8 or more, or leave it out.\n")
+    assert (code, out, err) == (2, "", f"{message}give 8 or more, or leave it out.\n"), "before anything ran"
     code, _, err = run(float_package, int4, "--min-cosine", "1")
     assert code == 1 and err.startswith("the correlation of the logits 0.") and "is below --min-cosine 1.0;" in err
 
@@ -211,6 +211,8 @@ def test_wrong_pairs_are_refused(package: Packages, tmp_path: Path, run: Run) ->
         compare(float_package, tmp_path / "package")
     with pytest.raises(PackageError, match=r"is for the task embedding and .* for reranker; compare packages of one"):
         compare(float_package, package(TINY_2B, "reranker"))
+    with pytest.raises(PackageError, match=r"is int4, and losses are measured against float; give the package"):
+        compare(package(TINY_2B, "embedding", "int4"), float_package)
     assert run(float_package, tmp_path / "nowhere")[0] == 2
 
 
