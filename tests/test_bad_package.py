@@ -141,6 +141,7 @@ OPTIONS: list[tuple[str, Any, str]] = [
     ("batch_tokens", 2.0, WHOLE),
     ("threads", 0, WHOLE),
     ("threads", -1, WHOLE),
+    ("threads", 5000, "expected at most 1,024; leave it out for all CPUs there are."),
     ("max_length", 0, WHOLE),
     ("max_length", 99.5, WHOLE),
     ("max_frames", -4, WHOLE),

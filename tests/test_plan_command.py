@@ -183,6 +183,7 @@ def test_arguments_that_make_no_sense_are_named(run: Run, folder: Path, tmp_path
         ([folder, "--image", "large"], "--image is 'large', expected the size of a picture"),
         ([folder, "--video", "long"], "--video is 'long', expected seconds and size"),
         ([folder, "--threads", 0], "threads is 0, expected a positive whole number."),
+        ([folder, "--threads", 5000], "threads is 5000, expected at most 1,024; leave it out for all CPUs there are."),
         ([folder, "--batch-tokens", 0], "batch_tokens is 0, expected a positive whole number."),
         ([folder, "--max-pixels", 1], "max_pixels 1 is below min_pixels 4096; swap or widen them."),
         ([tmp_path], f"{tmp_path} has no manifest.json; pass the folder that"),

@@ -55,13 +55,13 @@ def assert_same_prompt(workload: Workload, content: Content, real: Encoder, task
 
 @pytest.mark.parametrize("tokens", [1, 2, 300])
 def test_a_text_has_the_asked_number_of_tokens(real: Encoder, task: Task, tokens: int) -> None:
-    one, many = (outline(text_workload(str(count)), real, task).tokens for count in (1, tokens))
+    one, many = (outline(text_workload(str(count), real), real, task).tokens for count in (1, tokens))
     assert many - one == tokens - 1
-    assert_same_prompt(text_workload(str(tokens)), Content((words(tokens),)), real, task)
+    assert_same_prompt(text_workload(str(tokens), real), Content((words(tokens),)), real, task)
 
 
 def test_several_texts_are_one_workload(real: Encoder, task: Task) -> None:
-    together, one = text_workload("4x40"), text_workload("40")
+    together, one = text_workload("4x40", real), text_workload("40", real)
     assert (together.count, together.name) == (4, "4 texts of 40 tokens")
     assert outline(together, real, task).tokens == outline(one, real, task).tokens
 
@@ -88,20 +88,27 @@ def test_a_video_gives_the_prompt_of_a_real_file(
 
 def test_a_query_stands_beside_a_rerankers_input(checkpoint: Callable[..., Path]) -> None:
     real = encoder(checkpoint(TINY_2B, "reranker"), OPTIONS["reranker"])
-    found = outline(text_workload("8"), real, "reranker").sequence
+    found = outline(text_workload("8", real), real, "reranker").sequence
     expected = real.rerank_sequence(QUERY, Loaded(Content((words(8),)), ()), None, "")
     assert found is not None and np.array_equal(found.input_ids, expected.input_ids)
 
 
 def test_a_text_that_is_too_long_is_cut_as_the_runtime_cuts(checkpoint: Callable[..., Path], task: Task) -> None:
     real = encoder(checkpoint(TINY_2B, task), replace(OPTIONS[task], max_length=100))
-    found = outline(text_workload("500"), real, task)
+    found = outline(text_workload("500", real), real, task)
     expected = prompt_of(Loaded(Content((words(500),)), ()), real, task, "")
     assert found.sequence is not None and len(found.sequence.input_ids) == len(expected.input_ids) < found.tokens
     lost = found.tokens - len(expected.input_ids)
     assert (
         found.note == f"text of 500 tokens: {found.tokens} tokens are over max_length 100, {lost} of the text are cut."
     )
+
+
+def test_of_a_long_text_no_more_is_made_than_the_runtime_looks_at(real: Encoder, task: Task) -> None:
+    limit = real.options.max_length
+    long, longer = (text_workload(str(limit + more), real) for more in (1, 10**15))
+    assert longer.loaded.content.texts == long.loaded.content.texts == (words(limit),)
+    assert outline(longer, real, task).tokens - outline(long, real, task).tokens == 10**15 - 1
 
 
 def test_visual_tokens_that_are_too_many_are_refused_in_the_runtimes_words(checkpoint: Callable[..., Path]) -> None:
@@ -123,10 +130,10 @@ def test_a_shape_that_the_runtime_refuses_is_refused(real: Encoder) -> None:
         video_workload("0.01s@64x64", real)
 
 
-@pytest.mark.parametrize("size", ["", "0", "x4", "4x", "-3", "1.5", "many", "0x4"])
-def test_what_is_no_number_of_tokens_is_named(size: str) -> None:
+@pytest.mark.parametrize("size", ["", "0", "x4", "4x", "-3", "1.5", "many", "0x4", "9" * 400])
+def test_what_is_no_number_of_tokens_is_named(real: Encoder, size: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"--tokens is {size!r}, expected a number of tokens")):
-        text_workload(size)
+        text_workload(size, real)
 
 
 @pytest.mark.parametrize("size", ["400", "400x", "0x400", "400*300", "400x300x3"])

@@ -11,8 +11,8 @@ from typing import Any
 from runtime.commands.options import Lines, add_budgets, add_command, add_resources, budgets
 from runtime.errors import MediaError, PackageError
 from runtime.graphs.memory import memory_policy
-from runtime.graphs.package import open_encoder, require_positive
-from runtime.graphs.session import default_threads, require_providers
+from runtime.graphs.package import chosen_threads, open_encoder, require_positive
+from runtime.graphs.session import require_providers
 from runtime.manifest import Manifest
 from runtime.planning.plan import Planned, Planner, Setting, measure
 from runtime.planning.report import facts, size, table
@@ -76,9 +76,9 @@ def _setting(options: argparse.Namespace) -> Setting:
             f"measure instead: python -m runtime bench {options.package}"
         )
     policy = memory_policy(options.memory, manifest.matrices)
-    for name in ("threads", "batch_tokens"):
-        if getattr(options, name) is not None:
-            require_positive(name, getattr(options, name))
+    threads = chosen_threads(options.threads)
+    if options.batch_tokens is not None:
+        require_positive("batch_tokens", options.batch_tokens)
     return Setting(
         options.package,
         manifest,
@@ -86,7 +86,7 @@ def _setting(options: argparse.Namespace) -> Setting:
         open_encoder(options.package, manifest, budgets(options)),
         policy,
         require_providers(None, manifest.target, options.package),
-        options.threads or default_threads(),
+        threads,
         options.batch_tokens or policy.batch_tokens,
     )
 
@@ -97,7 +97,7 @@ def _asked(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[str,
     side = math.isqrt(min(chosen.max_pixels, chosen.fetch.max_image_pixels))
     nothing = not (options.tokens or options.image or options.video)
     for tokens in [SHORT_TEXT, LONG_TEXT] if nothing else options.tokens:
-        yield f"text of {tokens}", partial(text_workload, tokens)
+        yield f"text of {tokens}", partial(text_workload, tokens, encoder)
     for picture in [f"{side}x{side}"] if nothing else options.image:
         yield f"picture {picture}", partial(picture_workload, picture, encoder)
     for video in options.video:

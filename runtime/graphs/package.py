@@ -18,6 +18,7 @@ from runtime.notice import warn_caller
 from runtime.prompts.encode import EncodeOptions, Encoder, make_encoder
 
 OnError = Literal["raise", "skip"]
+MOST_THREADS = 1024  # thousands spend minutes on waiting for each other
 PER_TOKEN = "int8-per-token"  # the scheme whose products some processors get wrong
 # What callers of the reference pass to from_pretrained; precision and device are the package's own here.
 TORCH_OPTIONS = {
@@ -67,8 +68,7 @@ def open_package(
     manifest = Manifest.read(path)
     files = PackageFiles(path, manifest)
     require_task(path, manifest, task)
-    if threads is not None:
-        require_positive("threads", threads)
+    chosen = chosen_threads(threads)
     available = require_providers(providers, manifest.target, path)
     policy = memory_policy(memory, manifest.matrices, TARGETS[manifest.target])
     encoder = open_encoder(path, manifest, given)
@@ -78,7 +78,7 @@ def open_package(
             f"make the portable package: python -m export --model {manifest.source.checkpoint} --int8 --portable"
         )
     open_graph = files.watched(policy.open_graph)
-    model = Model(path, manifest, available, threads or default_threads(), open_graph, policy.keep_vision)
+    model = Model(path, manifest, available, chosen, open_graph, policy.keep_vision)
     return Package(path, manifest, encoder, model, policy)
 
 
@@ -104,6 +104,15 @@ def require_positive(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name} is {value!r}, expected a positive whole number.")
     return value
+
+
+def chosen_threads(given: int | None) -> int:
+    """`given`, or for None as many as this process may use; InputError for what is no sensible number of threads."""
+    if given is None:
+        return default_threads()
+    if require_positive("threads", given) > MOST_THREADS:
+        raise InputError(f"threads is {given}, expected at most {MOST_THREADS:,}; leave it out for all CPUs there are.")
+    return given
 
 
 def explain_torch_options(options: Mapping[str, object]) -> None:

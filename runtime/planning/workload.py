@@ -1,5 +1,6 @@
 """Inputs known by their size alone: prompts of the length that real ones would have, without a pixel or a graph."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -23,12 +24,16 @@ VIDEO = re.compile(r"(\d+(?:\.\d+)?)s@(\d+)x(\d+)")
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """`count` inputs of one kind that are given together, and the (height, width) of the source of a visual."""
+    """`count` inputs of one kind that are given together, and the (height, width) of the source of a visual.
+
+    `beyond`: tokens of the text that are left out of `loaded`, as they are over max_length anyway.
+    """
 
     name: str
     loaded: Loaded
     count: int = 1
     source: tuple[int, int] = (0, 0)
+    beyond: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,13 @@ class Outline:
     note: str
 
 
-def text_workload(size: str) -> Workload:
+def text_workload(size: str, encoder: Encoder) -> Workload:
     """`128` or, for four of them together, `4x128` tokens of text. Raises InputError."""
-    count, tokens = _numbers(TOKENS, size, "--tokens", "a number of tokens such as 128, or 4x128 for four texts")
-    texts = f"{int(count)} texts" if count > 1 else "text"
-    return Workload(f"{texts} of {int(tokens):,} tokens", Loaded(Content((words(int(tokens)),)), ()), int(count))
+    expected = "a number of tokens such as 128, or 4x128 for four texts"
+    count, tokens = map(int, _numbers(TOKENS, size, "--tokens", expected))
+    name = f"{f'{count} texts' if count > 1 else 'text'} of {tokens:,} tokens"
+    read = min(tokens, encoder.options.max_length)
+    return Workload(name, Loaded(Content((words(read),)), ()), count, beyond=tokens - read)
 
 
 def picture_workload(size: str, encoder: Encoder) -> Workload:
@@ -77,7 +84,7 @@ def outline(workload: Workload, encoder: Encoder, task: Task) -> Outline:
     """The prompt of each input, cut or refused as the runtime cuts and refuses."""
     whole = Encoder(encoder.tokenizer, encoder.patch, replace(encoder.options, max_length=NO_LIMIT))
     asked = prompt_of(workload.loaded, whole, task, workload.name)
-    tokens, visual_tokens = len(asked.input_ids), int(asked.is_visual.sum())
+    tokens, visual_tokens = len(asked.input_ids) + workload.beyond, int(asked.is_visual.sum())
     try:
         sequence = prompt_of(workload.loaded, encoder, task, workload.name)
     except InputError as error:
@@ -101,10 +108,10 @@ def words(tokens: int) -> str:
 
 
 def _numbers(pattern: re.Pattern[str], text: str, flag: str, expected: str) -> list[float]:
-    """The numbers in `text`, 1 for one left out. Raises InputError unless all are there and positive."""
+    """The numbers in `text`, 1 for one left out. Raises InputError unless all are there, positive and finite."""
     match = pattern.fullmatch(text)
     numbers = [float(group or 1) for group in match.groups()] if match else []
-    if not numbers or min(numbers) <= 0:
+    if not numbers or min(numbers) <= 0 or max(numbers) == math.inf:
         raise InputError(f"{flag} is {text!r}, expected {expected}.")
     return numbers
 
