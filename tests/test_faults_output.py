@@ -55,6 +55,23 @@ def test_a_full_standard_output(package: Callable[..., Path], folder: Path, comm
     assert done.stderr == "error: standard output cannot be written (No space left on device); send it elsewhere.\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_standard_error(tmp_path: Path) -> None:
+    done = shell('exec "$@" 2> /dev/full', "check", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@on_posix
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    script = 'cd "$0" && rmdir "$0" && exec "$@"'
+    command = ["sh", "-c", script, str(tmp_path), sys.executable, "-P", "-m", "runtime", "search", tmp_path]
+    command += ["--index", "index", "--add", "folder"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the working folder was deleted; change to one that is there.\n"
+
+
 @on_posix
 def test_ends_that_are_closed(folder: Path, tmp_path: Path) -> None:
     done = shell('exec "$@" >&-', "embed", folder, "--text", "a")

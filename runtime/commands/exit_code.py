@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from runtime.commands.results import give_up_standard_output
 from runtime.errors import Qwen3VLError
@@ -18,14 +19,33 @@ def exit_code(run: Callable[[], int], interrupted: str = "") -> int:
     try:
         return run()
     except Qwen3VLError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"{error}")
         return 2
     except MemoryError:
-        print("error: there is not enough memory; give fewer inputs at a time.", file=sys.stderr)
+        _say("there is not enough memory; give fewer inputs at a time.")
+        return 2
+    except FileNotFoundError:
+        if not _is_nowhere():
+            raise
+        _say("the working folder was deleted; change to one that is there.")
         return 2
     except BrokenPipeError:  # the reader went away, as `head` does
         give_up_standard_output()
         return 141
     except KeyboardInterrupt as error:
-        print(f"error: interrupted{error if str(error) else interrupted}.", file=sys.stderr)
+        _say(f"interrupted{error if str(error) else interrupted}.")
         return 130
+
+
+def _say(sentence: str) -> None:
+    with suppress(OSError):  # a full disk, where the exit code is all that is left to tell the truth
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+
+
+def _is_nowhere() -> bool:
+    """Whether the working folder is gone; a relative path leads nowhere then."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
