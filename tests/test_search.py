@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from PIL import Image
 from random_checkpoint import TINY_2B
 
 from runtime import Hit, InputError, Qwen3VLEmbedder, Qwen3VLReranker, Searcher, SearchIndexError, rerank
+from runtime.manifest import Manifest
 from runtime.search.documents import FoundFile
+from runtime.search.regime import Regime
 from runtime.search.searcher import read_again
 from runtime.search.vector_store import STORES, StoreName
 
@@ -206,6 +209,19 @@ def test_another_regime_is_refused_with_the_reason(package: Packages, searcher: 
     changes = {"weights": "0" * 64, "target": "cuda"}
     (index / "index.json").write_text(json.dumps(there | {"regime": there["regime"] | changes}))
     assert reason(here) == f"weights 000000000000 in the index, {weights[:12]} here; target cuda in the index, cpu here"
+
+
+def test_int4_of_other_blocks_and_a_calibration_are_other_regimes(package: Packages) -> None:
+    manifest = Manifest.read(package(TINY_2B, "embedding", "int4"))
+    options = Qwen3VLEmbedder(package(TINY_2B, "embedding")).package.encoder.options
+    other = {name: each.replace("block16", "block32") for name, each in manifest.matrices.items()}
+    index, here = (Regime.of(replace(manifest, matrices=each), options) for each in (manifest.matrices, other))
+    (said,) = index.differences(here)
+    assert "int4-two-level-block16" in said and "int4-two-level-block32" in said and "calibrated" in said
+    (said,) = index.differences(Regime.of(replace(manifest, calibration=None), options))
+    assert said.startswith("stored ") and said.count("calibrated") == 1
+    assert replace(index, stored="").differences(here) == [], "an index of an earlier version does not know"
+    assert index.differences(replace(here, precision="int8")) == ["precision int4 in the index, int8 here"]
 
 
 def test_bad_arguments(searcher: Searcher, embedder: Qwen3VLEmbedder, folder: Path, tmp_path: Path) -> None:

@@ -3,20 +3,24 @@
 Vectors of two regimes must not be compared, so an index keeps the one it was made with.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from runtime.manifest import Manifest
 from runtime.prompts.encode import EncodeOptions
 
-OF_THE_PACKAGE = ("weights", "precision", "target")
+OF_THE_PACKAGE = ("weights", "precision", "target", "stored")
 SHOWN = 40  # characters of an instruction in a message
 SHOWN_HASH = 12
 
 
 @dataclass(frozen=True)
 class Regime:
-    """`weights` is the SHA-256 of the checkpoint, the fields from `max_length` on are those of EncodeOptions."""
+    """`weights` is the SHA-256 of the checkpoint, the fields from `max_length` on are those of EncodeOptions.
+
+    `stored`: the schemes of the matrices, which hold the blocks of int4, and whether they were calibrated; empty in
+    older indexes, which do not know.
+    """
 
     weights: str
     precision: str
@@ -31,10 +35,12 @@ class Regime:
     special_tokens: str
     strict_video_budget: bool
     exact_resize: bool
+    stored: str = ""
 
     @classmethod
     def of(cls, manifest: Manifest, options: EncodeOptions) -> Self:
         """The regime of a package that is used with `options`."""
+        calibrated = ["calibrated"] if manifest.calibration else []
         return cls(
             manifest.source.sha256,
             manifest.precision,
@@ -49,6 +55,7 @@ class Regime:
             options.special_tokens,
             options.strict_video_budget,
             options.exact_resize,
+            ", ".join([*sorted({*manifest.matrices.values()}), *calibrated]),
         )
 
     def options(self) -> dict[str, Any]:
@@ -57,7 +64,8 @@ class Regime:
 
     def differences(self, here: "Regime") -> list[str]:
         """A few words for each field in which `here` is another one."""
-        own, other = asdict(self), asdict(here)
+        known = self.stored and self.precision == here.precision  # another precision says it all
+        own, other = asdict(self), asdict(here if known else replace(here, stored=self.stored))
         return [difference(name, own[name], other[name]) for name in own if own[name] != other[name]]
 
 
