@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from runtime.errors import InputError
-from runtime.json_lines import numbered_json_lines
+from runtime.json_lines import as_item, numbered_json_lines
 from runtime.search.documents import MEDIA_KEYS, located
 
 TEXT_SUFFIXES, IMAGE_SUFFIXES, ITEMS_SUFFIX = (".txt", ".md"), (".png", ".jpg", ".jpeg", ".webp"), ".jsonl"
@@ -91,9 +91,7 @@ def _items_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif suffix == ITEMS_SUFFIX:
         for number, value in numbered_json_lines(str(path)):
             where = f"{path}, line {number}"
-            item = {"text": value} if isinstance(value, str) else value
-            if not isinstance(item, dict):
-                raise InputError(f'{where} is neither a text nor a dict; write {{"text": ...}}.')
+            item = as_item(value, where)
             media = {key: located(item[key], str(path.parent)) for key in MEDIA_KEYS if key in item}
             yield where, {**item, **media}
 

@@ -36,3 +36,11 @@ def json_value(line: str, where: str) -> Any:
         return parse_json(line)
     except ValueError as error:
         raise InputError(f"{where}: not JSON ({error}); write one object a line.") from None
+
+
+def as_item(value: Any, where: str) -> dict[str, Any]:
+    """A line's text, or dict as `process` takes it, as such a dict. Raises InputError naming `where` it stands."""
+    item = {"text": value} if isinstance(value, str) else value
+    if not isinstance(item, dict):
+        raise InputError(f'{where} is neither a text nor a dict; write {{"text": ...}}.')
+    return item

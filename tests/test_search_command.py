@@ -123,6 +123,8 @@ def test_many_queries(run: Run, embedding: str, reranking: str, index: Path, tmp
     assert [json.loads(line) for line in alone[1].splitlines()] == [pytest.approx(line) for line in lines[:2]]
     path.write_text('"a"\n{"txt": "b"}\n')
     assert run(*arguments)[2].startswith(f"error: {path}, line 2: query has the unknown key 'txt';")
+    path.write_text('"a"\n3\n')
+    assert run(*arguments)[2] == f'error: {path}, line 2 is neither a text nor a dict; write {{"text": ...}}.\n'
     for blank in ('""', '{"text": " "}', "{}", '{"image": [], "instruction": "Find."}'):
         path.write_text(f'"a"\n{blank}\n')
         assert run(*arguments)[::2] == (2, f"error: {path}, line 2: the query is empty; write what to search for.\n")

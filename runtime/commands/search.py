@@ -22,7 +22,7 @@ from runtime.commands.results import replacing, require_writable
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import InputError
 from runtime.graphs.package import require_positive, require_task
-from runtime.json_lines import numbered_json_lines
+from runtime.json_lines import as_item, numbered_json_lines
 from runtime.manifest import Manifest
 from runtime.media.source import SCHEME
 from runtime.prompts.encode import DEFAULT_LIMITS, located
@@ -160,7 +160,8 @@ def _queries(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """(place, item) of each query."""
     if options.queries:
         for line, value in numbered_json_lines(options.queries, "--queries "):
-            place, item = f"{options.queries}, line {line}", {"text": value} if isinstance(value, str) else value
+            place = f"{options.queries}, line {line}"
+            item = as_item(value, place)
             if is_blank(item):
                 raise InputError(f"{place}: the query is empty; write what to search for.")
             yield place, with_instruction(item, options.instruction)

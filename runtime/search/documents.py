@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runtime.errors import InputError
-from runtime.json_lines import json_value, numbered_lines
+from runtime.json_lines import as_item, json_value, numbered_lines
 from runtime.manifest import sha256_of
 from runtime.media.download import shortened
 from runtime.media.source import SCHEME
@@ -198,12 +198,9 @@ def _text(path: str) -> str:
 def _of_line(path: str, line: int, content: str) -> Document:
     where = f"{path}, line {line}"
     try:
-        value = json_value(content, where)
+        item = as_item(json_value(content, where), where)
     except InputError as error:  # a line that is being written may be half there
         return _unusable(path, line, str(error))
-    item = {"text": value} if isinstance(value, str) else value
-    if not isinstance(item, dict):
-        return _unusable(path, line, f'{where} is neither a text nor a dict; write {{"text": ...}}.')
     if "instruction" in item:
         problem = f"{where} has an instruction of its own; documents share the package's, so remove it."
         return _unusable(path, line, problem)
