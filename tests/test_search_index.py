@@ -18,7 +18,7 @@ from runtime import SearchIndexError
 from runtime.search.documents import FoundFile
 from runtime.search.index_entries import IndexedFile, Part, Step
 from runtime.search.index_folder import SearchIndex
-from runtime.search.vector_store import STORES, StoreName
+from runtime.search.vector_store import STORES, StoreName, VectorStore
 
 
 def refusal(run: Callable[[], object]) -> str:
@@ -263,3 +263,59 @@ def test_rows_without_a_file_are_not_found_and_dropped_when_they_are_most(tmp_pa
     with index.writing():
         put(index, 11)
     assert index.entries.contents[-1] == content(11)
+
+
+def test_only_what_a_log_has_grown_by_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, parse, lines = tmp_path / "index", Step.parse, []
+    index, reader = made(folder, 20), SearchIndex(folder)
+    monkeypatch.setattr(Step, "parse", lambda line: (lines.append(line), parse(line))[1])
+    with index.writing():
+        put(index, 20)
+        assert reader.nearest(vector(20)[0], 1)[0][0] == 20
+    assert len(lines) == 1, "the writer knows its own, the reader all but one"
+    assert index.nearest(vector(20)[0], 1)[0][0] == 20
+
+
+def test_a_step_that_its_writer_took_back_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader may have seen a line that could not be brought to the disk, and another came in its place."""
+    folder = tmp_path / "index"
+    index, reader = made(folder, 2), SearchIndex(folder)
+    fsync, calls = os.fsync, []
+
+    def fails_the_second_time(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    with index.writing():
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", fails_the_second_time)
+            refusal(lambda: put(index, 2))
+        assert len(reader.nearest(vector(2)[0], 5)) == 3
+        put(index, 3)
+        assert reader.nearest(vector(3)[0], 1)[0][1] > 0.999
+        assert reader.entries.contents == [content(number) for number in (0, 1, 3)]
+    with index.writing():
+        put(index, 4)
+    assert reader.nearest(vector(4)[0], 1)[0][0] == 3
+
+
+def test_rows_without_a_file_are_not_sorted_with_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exact search for half of a large index takes many times as long as one for ten."""
+    index, nearest, asked = made(tmp_path / "index", 100), VectorStore.nearest, []
+    with index.writing():
+        index.append(Step(gone=tuple(f"/{number}" for number in range(0, 100, 2))), vector(0)[:0])
+
+    def count(store: VectorStore, rows: np.ndarray, query: np.ndarray, count: int) -> np.ndarray:
+        asked.append(count)
+        return nearest(store, rows, query, count)
+
+    monkeypatch.setattr(VectorStore, "nearest", count)
+    whole = index.nearest(vector(1)[0], 100)
+    assert len(whole) == 50 and whole[0][0] == 1
+    asked.clear()
+    for number in range(10):
+        best = index.nearest(vector(number)[0], 3)
+        assert len(best) == 3 and min(asked) <= 6
+        assert [row for row, _ in best] == [row for row, _ in index.nearest(vector(number)[0], 100)[:3]]

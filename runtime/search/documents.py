@@ -32,7 +32,7 @@ JUNCTION = 0xA0000003  # Windows' IO_REPARSE_TAG_MOUNT_POINT, which mounted disk
 MOST_TEXT = 64 * 2**20  # bytes; more than 8,192 tokens of a text are never looked at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FoundFile:
     """A file that holds documents or is part of one, by its absolute path."""
 

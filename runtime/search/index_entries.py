@@ -6,19 +6,19 @@ an index can be left at any moment; its row's vectors are on the disk before it 
 
 import json
 import zlib
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from operator import itemgetter
 from typing import Self
 
-from runtime.errors import SearchIndexError
 from runtime.json_text import parse_json
 from runtime.search.documents import FoundFile
 
 FILES_A_LINE = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """One document of a file: its row among the vectors, and its line where it is one of several."""
 
@@ -26,7 +26,7 @@ class Part:
     row: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class IndexedFile:
     """A file as it was when it was read; `whole` where each of its documents could be embedded.
 
@@ -86,36 +86,45 @@ class Step:
 
 
 class Entries:
-    """The state that the steps of a log lead to."""
+    """The state that the steps of a log lead to.
 
-    def __init__(self, steps: Sequence[Step] = ()):
+    `holders`: (path, line) of the documents of each row that has any, in the order of their names.
+    """
+
+    def __init__(self) -> None:
         self.contents: list[str] = []
         self.rows: dict[str, int] = {}
         self.files: dict[str, IndexedFile] = {}
-        for step in steps:
-            self.apply(step)
+        self.holders: dict[int, list[tuple[str, int | None]]] = {}
 
     def apply(self, step: Step) -> None:
         """Go one step further."""
         for sha256 in step.contents:
             self.rows[sha256] = len(self.contents)
             self.contents.append(sha256)
-        self.files.update(step.files)
-        for path in step.gone:
-            self.files.pop(path, None)
+        self._let_go({path for path in (*step.files, *step.gone) if path in self.files})
+        for path, file in step.files.items():
+            self.files[path] = file
+            for part in file.parts:
+                holder = (path, part.line)
+                if part.row in self.holders:
+                    insort(self.holders[part.row], holder, key=itemgetter(0))
+                else:
+                    self.holders[part.row] = [holder]
+
+    def _let_go(self, paths: set[str]) -> None:
+        rows = {part.row for path in paths for part in self.files.pop(path).parts}
+        for row in rows:
+            kept = [holder for holder in self.holders[row] if holder[0] not in paths]
+            if kept:
+                self.holders[row] = kept
+            else:
+                del self.holders[row]
 
     @property
     def documents(self) -> int:
         """How many can be found."""
         return sum(len(file.parts) for file in self.files.values())
-
-    def holders(self) -> dict[int, list[tuple[str, int | None]]]:
-        """(path, line) of the documents of each row that has any, in the order of their names."""
-        found: dict[int, list[tuple[str, int | None]]] = {}
-        for path in sorted(self.files):
-            for part in self.files[path].parts:
-                found.setdefault(part.row, []).append((path, part.line))
-        return found
 
     def renumbered(self, rows: Sequence[int]) -> Iterator[Step]:
         """The steps of a log that holds only `rows`, in this order."""
@@ -128,26 +137,3 @@ class Entries:
         paths = list(moved)
         for start in range(0, len(paths), FILES_A_LINE):
             yield Step(files={path: moved[path] for path in paths[start : start + FILES_A_LINE]})
-
-
-def read_log(path: Path) -> tuple[Entries, int]:
-    """The state that a log leads to, and how many of its bytes do: a last line that is half there is not counted.
-
-    Raises OSError, and SearchIndexError where it is damaged elsewhere.
-    """
-    entries, valid = Entries(), 0
-    lines = path.read_bytes().split(b"\n")
-    unfinished = lines.pop()
-    for number, line in enumerate(lines, 1):
-        try:
-            step = Step.parse(line)
-        except (ValueError, TypeError, LookupError) as error:  # of another version, or by hand
-            # After a power cut the last step may have its length and not its content.
-            if number == len(lines) and not unfinished:
-                break
-            raise SearchIndexError(
-                f"{path}, line {number} is damaged ({error}); delete the index and make it anew with --add."
-            ) from None
-        entries.apply(step)
-        valid += len(line) + 1
-    return entries, valid

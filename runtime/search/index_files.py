@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.errors import SearchIndexError
 from runtime.replacing import sync_folder
-from runtime.search.index_entries import Entries, Step, read_log
+from runtime.search.index_entries import Entries, Step
 from runtime.search.index_header import HEADER, Header
 from runtime.search.vector_store import CODES, SCALES, VECTORS, Parts
 
@@ -33,23 +33,25 @@ class IndexFiles:
             path.write_bytes(b"")
         sync_folder(self._folder)
 
-    def read_log(self) -> tuple[Entries, int]:
-        """As `index_entries.read_log`; where rows are missing that it names, SearchIndexError."""
-        entries, valid = read_log(self.paths[LOG])
+    def require_rows(self, count: int) -> None:
+        """SearchIndexError where rows are missing that the log names."""
         for name, part in self._parts.items():
-            path, needed = self.paths[name], part.row_bytes * len(entries.contents)
+            path, needed = self.paths[name], part.row_bytes * count
             found = path.stat().st_size
             if found < needed:
                 raise SearchIndexError(
                     f"{path} has {found} bytes where the index needs {needed}: it was cut short; "
                     "delete the index and make it anew with --add."
                 )
-        return entries, valid
 
-    def log_state(self) -> tuple[int, int, int]:
-        """What is another one once the log has grown, or is that of an index made anew."""
+    def identity(self) -> tuple[int, int]:
+        """What is another one once the index is made anew, be it in the same place: the header is written only then."""
+        return self.paths[LOG].stat().st_ino, (self._folder / HEADER).stat().st_mtime_ns
+
+    def log_state(self) -> tuple[int, int]:
+        """What is another one once the log has grown."""
         found = self.paths[LOG].stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_size, found.st_mtime_ns
 
     def mapped(self, count: int) -> Parts:
         """The first `count` rows, mapped."""
@@ -66,11 +68,11 @@ class IndexFiles:
         for name, part in self._parts.items():
             _extend(self.paths[name], count * part.row_bytes, np.ascontiguousarray(rows[name]).tobytes())
 
-    def append_step(self, valid: int, step: Step) -> int:
-        """Behind the log's `valid` bytes, on the disk afterwards → how many are valid then."""
+    def append_step(self, valid: int, step: Step) -> bytes:
+        """Behind the log's `valid` bytes, on the disk afterwards → the line."""
         line = step.line()
         _extend(self.paths[LOG], valid, line)
-        return valid + len(line)
+        return line
 
     def write_rows(self, source: Parts, entries: Entries, rows: np.ndarray) -> None:
         """Of a new generation: only `rows` of the one before, whose state is `entries`."""
@@ -79,7 +81,7 @@ class IndexFiles:
             self.append_rows(start, taken(source, rows[start : start + COPIED_ROWS]))
         valid = 0
         for step in entries.renumbered(rows.tolist()):
-            valid = self.append_step(valid, step)
+            valid += len(self.append_step(valid, step))
 
     def remove_others(self) -> None:
         """Delete what other generations have left; Windows keeps what is mapped, until the next time."""

@@ -4,7 +4,8 @@ index/
 ├── index.json       runtime/search/index_header.py: what it was made with, and the generation G of the files below
 ├── vectors.G.bin    a row a content, as runtime/search/vector_store.py says; only appended to, mapped when searched
 ├── codes.G.bin, scales.G.bin   of the int8 and the binary store
-├── entries.G.log    runtime/search/index_entries.py: which contents and files there are; only appended to
+├── entries.G.log    runtime/search/index_entries.py: which contents and files there are; only appended to, read by
+│                   runtime/search/index_log.py
 └── lock             held while one writes
 
 Vectors are on the disk before the step that names them: whatever moment a process ends at, what the log says is there.
@@ -15,13 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 
 from runtime.errors import SearchIndexError
 from runtime.search.index_entries import Entries, Step
-from runtime.search.index_files import LOCK, IndexFiles, explained, is_own, taken
+from runtime.search.index_files import LOCK, LOG, IndexFiles, explained, is_own, taken
 from runtime.search.index_header import Header
+from runtime.search.index_log import IndexLog
 from runtime.search.vector_store import CANDIDATES, VECTORS, Parts
 
 TRIES = 3
@@ -33,13 +36,23 @@ class SearchIndex:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.entries = Entries()
-        self.holders: dict[int, list[tuple[str, int | None]]] = {}
+        self._log = IndexLog()
         self._header: Header | None = None
-        self._seen: tuple[Header, tuple[int, int, int]] | None = None  # the log that was read, as it was then
-        self._valid = 0  # bytes of the log that are whole steps
+        self._identity: tuple[Header, tuple[int, int]] | None = None  # of what was read
+        self._seen: tuple[int, int] | None = None  # the log as it was then
         self._stored: Parts | None = None
+        self._reading = RLock()  # a step that one thread writes is not to be read by another meanwhile
         self.refresh()
+
+    @property
+    def entries(self) -> Entries:
+        """What the index holds, as of the last look."""
+        return self._log.entries
+
+    @property
+    def holders(self) -> dict[int, list[tuple[str, int | None]]]:
+        """As `Entries.holders`."""
+        return self.entries.holders
 
     @property
     def header(self) -> Header:
@@ -70,7 +83,8 @@ class SearchIndex:
             self._header = Header.read(self.folder)
             try:
                 if self._header is not None:
-                    self._load(self._header)
+                    with self._reading:
+                        self._load(self._header)
                 return
             except FileNotFoundError as error:  # the next generation may have come between two of the reads
                 if not left:
@@ -96,18 +110,17 @@ class SearchIndex:
     def append(self, step: Step, vectors: np.ndarray) -> None:
         """Take one step, with unit vectors float32 [N, dimensions] of its N contents. Raises SearchIndexError."""
         files = self._files()
-        with explained(self.folder):
+        with explained(self.folder), self._reading:
             if step.contents:
                 files.append_rows(len(self.entries.contents), self.header.vectors.encode(vectors))
-            self._valid = files.append_step(self._valid, step)
-        self.entries.apply(step)
-        self._seen = None
+            self._log.take(step, files.append_step(self._log.valid, step))
+            self._seen = None
 
     def settle(self) -> None:
         """At the end of writing: drop rows that nothing refers to, where they are the most. Raises SearchIndexError."""
-        rows = np.array(sorted(self.entries.holders()), np.int64)
-        if 2 * len(rows) >= len(self.entries.contents):
+        if 2 * len(self.holders) >= len(self.entries.contents):
             return
+        rows = np.array(sorted(self.holders), np.int64)
         header = replace(self.header, generation=self.header.generation + 1)
         with explained(self.folder):
             stored = self._files().mapped(len(self.entries.contents))
@@ -116,7 +129,6 @@ class SearchIndex:
             header.write(self.folder)
             del stored
             files.remove_others()
-        self._seen = None
 
     def nearest(self, query: np.ndarray, count: int) -> list[tuple[int, float]]:
         """(row, cosine) of the `count` contents most similar to a unit vector float32 [dimensions], best first."""
@@ -125,9 +137,7 @@ class SearchIndex:
         if not self.holders or self._stored is None:
             return []
         wanted = count * CANDIDATES[store.name]
-        dead = len(self.entries.contents) - len(self.holders)
-        found = [row for row in store.nearest(self._stored[VECTORS], query, wanted + dead) if int(row) in self.holders]
-        rows = np.array(found[:wanted], np.int64)
+        rows = np.array(self._living(self._stored[VECTORS], query, wanted), np.int64)
         cosines = store.cosines(taken(self._stored, rows), query)
         best = np.lexsort((rows, -cosines))[:count]
         return [(int(rows[each]), float(cosines[each])) for each in best]
@@ -140,13 +150,27 @@ class SearchIndex:
 
     def _load(self, header: Header) -> None:
         files = IndexFiles(self.folder, header)
-        seen = (header, files.log_state())
-        if seen == self._seen and self._stored is not None:
+        identity, seen = (header, files.identity()), files.log_state()
+        if identity == self._identity and seen == self._seen and self._stored is not None:
             return
-        entries, valid = files.read_log()
-        self._stored = files.mapped(len(entries.contents))
-        self.entries, self._valid, self._seen = entries, valid, seen
-        self.holders = entries.holders()
+        log = self._log
+        if identity != self._identity or not log.follow(files.paths[LOG]):
+            log = IndexLog()
+            log.follow(files.paths[LOG])
+        files.require_rows(len(log.entries.contents))
+        self._stored = files.mapped(len(log.entries.contents))
+        self._log, self._identity, self._seen = log, identity, seen
+
+    def _living(self, stored: np.ndarray, query: np.ndarray, wanted: int) -> list[int]:
+        """The rows of the `wanted` most similar vectors that have a file; those that have none are never the most."""
+        dead = len(stored) - len(self.holders)
+        asked = wanted if dead <= 0 else 2 * wanted
+        while True:
+            found = self.header.vectors.nearest(stored, query, asked).tolist()
+            living = [row for row in found if row in self.holders]
+            if len(living) >= wanted or len(found) == len(stored):
+                return living[:wanted]
+            asked *= 4
 
     def _files(self) -> IndexFiles:
         return IndexFiles(self.folder, self.header)
