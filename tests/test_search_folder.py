@@ -15,8 +15,9 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from runtime import InputError, Qwen3VLEmbedder, Searcher, SearchIndexError
-from runtime.search.documents import Document
+from runtime.search.documents import Document, find_files, spelled
 from runtime.search.indexing import BATCH, Changes
+from runtime.search.searcher import read_again
 
 Packages = Callable[[Shape, Task], Path]
 
@@ -339,6 +340,78 @@ def test_a_run_that_is_interrupted_goes_on(
     assert counts(again.add(folder)) == (4, 3 * BATCH, 0, 0)
     assert embedder.asked() == 4
     assert again.index.entries.documents == 3 * BATCH + 4
+
+
+def test_what_a_batch_leaves_of_a_file_is_not_looked_through_again(
+    searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time for a file of lines was that of their square: ten minutes for 200,000."""
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    count = 64 * BATCH
+    (folder / "lines.jsonl").write_text("".join(f'"text {number}"\n' for number in range(count)))
+    looks: list[str] = []
+
+    class Watched(Document):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "sha256":
+                looks.append(name)
+            return super().__getattribute__(name)
+
+    def vectors(_: object, inputs: Sequence[object], **options: Any) -> np.ndarray:
+        return np.ones((len(inputs), options["dimensions"]), np.float32)
+
+    monkeypatch.setattr("runtime.search.documents.Document", Watched)
+    monkeypatch.setattr(Counting, "process", vectors)
+    assert counts(searcher.add(folder)) == (count, 0, 0, 0)
+    assert len(looks) < 24 * count
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="paths are shorter there")
+def test_folders_may_be_nested_as_deeply_as_a_path_can(
+    searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for _ in range(1500):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("note.txt").write_text("a duck")
+    deepest = os.path.join(folder, *["d"] * 1500)
+    unreadable: list[tuple[str, str]] = []
+    try:
+        assert [file.path for file in find_files(str(folder), unreadable)] == [os.path.join(deepest, "note.txt")]
+        assert not unreadable and spelled(deepest) == deepest
+    finally:  # shutil.rmtree calls itself for each
+        os.unlink("note.txt")
+        for _ in range(1500):
+            os.chdir("..")
+            os.rmdir("d")
+
+
+def test_a_text_that_its_tokenizer_has_no_memory_for_is_left_out(searcher: Searcher, folder: Path) -> None:
+    """50 MB would take ten gigabytes."""
+    with (folder / "log.txt").open("wb") as file:
+        file.truncate(5_000_000)
+    changes = searcher.add(folder)
+    assert counts(changes) == (5, 0, 0, 1)
+    assert changes.skipped == [
+        f"{folder / 'log.txt'} has 5,000,000 bytes, more than 4,194,304 of a text; cut it into several files."
+    ]
+
+
+def test_only_the_lines_that_were_found_are_read_again(searcher: Searcher, folder: Path) -> None:
+    lines = [{"image": "a.png"}, {"text": "both", "image": "deep/b.JPG"}, {"text": "a goose"}]
+    (folder / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    searcher.add(folder)
+    (hit,) = (each for each in searcher.search({"text": "a goose"}, 10) if each.line == 3)
+    opened: list[str] = []
+    watching = [True]
+    sys.addaudithook(lambda event, of: opened.append(str(of[0])) if watching and event == "open" else None)
+    assert read_again([hit]) == {hit.sha256: {"text": "a goose"}}
+    watching.clear()
+    assert [path for path in opened if str(folder) in path] == [str(folder / "lines.jsonl")]
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are text there")

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ TEXTS = (".txt", ".md")
 LINES = ".jsonl"
 MEDIA_KEYS = ("image", "video")
 JUNCTION = 0xA0000003  # Windows' IO_REPARSE_TAG_MOUNT_POINT, which mounted disks have too
-MOST_TEXT = 64 * 2**20  # bytes; more than 8,192 tokens of a text are never looked at
+MOST_TEXT = 4 * 2**20  # bytes: few books have as many, and the tokenizer takes 200 times a text's size
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,11 @@ def find_files(folder: str, unreadable: list[tuple[str, str]]) -> Iterator[Found
     def note(error: OSError) -> None:
         unreadable.append((str(error.filename), error.strerror or str(error)))
 
-    for parent, folders, names in os.walk(folder, onerror=note):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_junction(parent, name))
+    places = [folder]
+    while places:  # a level at a time: until Python 3.12 os.walk calls itself for each
+        parent, folders, names = next(os.walk(places.pop(), onerror=note), ("", [], []))
+        inner = (os.path.join(parent, name) for name in sorted(folders, reverse=True) if not name.startswith("."))
+        places += (path for path in inner if not os.path.islink(path) and not _is_junction(path))
         for name in sorted(names):
             if name.startswith(".") or os.path.splitext(name)[1].lower() not in (*PICTURES, *TEXTS, LINES):
                 continue
@@ -90,12 +93,11 @@ def find_files(folder: str, unreadable: list[tuple[str, str]]) -> Iterator[Found
                 yield found_file(path, found)
 
 
-def _is_junction(parent: str, name: str) -> bool:
-    """Whether a folder is Windows' link to another, which `os.walk` follows: those in each user's own lead nowhere."""
-    path = os.path.join(parent, name)
+def _is_junction(path: str) -> bool:
+    """Whether a folder is Windows' link to another: those in each user's own lead nowhere."""
     try:
         tag = getattr(os.lstat(path), "st_reparse_tag", 0)
-    except OSError:  # gone, or os.walk will say what is wrong with it
+    except OSError:  # gone, or `os.walk` will say what is wrong with it
         return False
     return tag == JUNCTION and not os.path.ismount(path)
 
@@ -112,16 +114,23 @@ def is_below(path: str, folder: str) -> bool:
 
 def spelled(path: str) -> str:
     """An absolute path with its names as the disk has them: some systems find `Pictures` under `pictures`, too."""
-    parent, name = os.path.split(path)
-    if not name:
-        return path[:1].upper() + path[1:]  # a drive's letter
-    parent = spelled(parent)
-    if _has_other_names(path):
+    names: list[str] = []
+    while (parts := os.path.split(path))[1]:
+        path, name = parts
+        names.append(name)
+    path = path[:1].upper() + path[1:]  # a drive's letter
+    for name in reversed(names):
+        path = os.path.join(path, _spelled_name(path, name))
+    return path
+
+
+def _spelled_name(parent: str, name: str) -> str:
+    if _has_other_names(os.path.join(parent, name)):
         with suppress(OSError):  # a folder that may be entered, and not be read
             names = os.listdir(parent)
             alike = (each for each in names if _folded(each) == _folded(name))
-            name = name if name in names else next(alike, name)
-    return os.path.join(parent, name)
+            return name if name in names else next(alike, name)
+    return name
 
 
 def _has_other_names(path: str) -> bool:
@@ -139,15 +148,19 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def read_documents(path: str) -> list[Document]:
-    """The documents of a file. Raises OSError, and InputError for what is no text or holds none."""
+def read_documents(path: str, lines: Collection[int | None] | None = None) -> list[Document]:
+    """The documents of a file, of several only those on `lines`.
+
+    Raises OSError, and InputError for what is no text or holds none.
+    """
     suffix = os.path.splitext(path)[1].lower()
     if suffix in PICTURES:
         return [_document(path, None, {"image": Path(path)})]
     try:
         if suffix in TEXTS:
             return [_document(path, None, {"text": _text(path)})]
-        return [_of_line(path, number, line) for number, line in numbered_lines(path)]
+        numbered = numbered_lines(path)
+        return [_of_line(path, number, line) for number, line in numbered if lines is None or number in lines]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason}); convert it.") from error
 

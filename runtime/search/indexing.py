@@ -29,11 +29,15 @@ class Changes:
 
 @dataclass(frozen=True)
 class _Reading:
-    """A file on its way into the index; `whole` unless a document of it was left out when it was read."""
+    """A file on its way into the index; `whole` unless a document of it was left out when it was read.
+
+    `missing`: those of its contents that are still to be embedded.
+    """
 
     file: FoundFile
     documents: list[Document]
     whole: bool
+    missing: set[str]
 
 
 class Indexer:
@@ -101,7 +105,8 @@ class Indexer:
             elif document.sha256 not in self._index.entries.rows and document.sha256 not in self._failed:
                 self._new.setdefault(document.sha256, document)
         usable = [document for document in documents if not document.problem]
-        self._waiting.append(_Reading(file, usable, bool(documents) and len(usable) == len(documents)))
+        missing = {document.sha256 for document in usable if document.sha256 in self._new}
+        self._waiting.append(_Reading(file, usable, bool(documents) and len(usable) == len(documents), missing))
         while len(self._new) >= BATCH:
             self._embed()
         if len(self._waiting) >= MOST_WAITING:
@@ -128,6 +133,8 @@ class Indexer:
         for document in batch:
             if states[document.path].changed or any(named.changed for named in document.named):
                 self._failed.setdefault(document.sha256, " was written to while it was read; run the same again.")
+        for reading in self._waiting:
+            reading.missing.difference_update(document.sha256 for document in batch)
         good = [n for n, document in enumerate(batch) if document.sha256 not in self._failed]
         contents = tuple(batch[n].sha256 for n in good)
         self._changes.embedded += len(contents)
@@ -141,7 +148,7 @@ class Indexer:
         waiting, self._waiting = self._waiting, []
         files, gone = {}, []
         for reading in waiting:
-            if any(document.sha256 in self._new for document in reading.documents):
+            if reading.missing:
                 self._waiting.append(reading)
                 continue
             parts = []

@@ -193,12 +193,15 @@ def read_again(hits: Sequence[Hit]) -> dict[str, dict[str, Any] | InputError]:
     """What `process` takes, by SHA-256 of the content; InputError for what is not any more as it was indexed."""
     files: dict[str, dict[int | None, Document] | InputError] = {}
     found: dict[str, dict[str, Any] | InputError] = {}
+    lines: dict[str, set[int | None]] = {}  # what others of the file name is not read
+    for hit in hits:
+        lines.setdefault(hit.path, set()).add(hit.line)
     for hit in hits:
         if isinstance(found.get(hit.sha256), dict):
             continue  # another file with the same content is as good
         if hit.path not in files:
             try:
-                files[hit.path] = {document.line: document for document in read_documents(hit.path)}
+                files[hit.path] = {document.line: document for document in read_documents(hit.path, lines[hit.path])}
             except InputError as error:
                 files[hit.path] = error
             except (OSError, ValueError) as error:  # a name that this process's locale has no bytes for
