@@ -41,7 +41,7 @@ class SearchIndex:
         self._identity: tuple[Header, tuple[int, int]] | None = None  # of what was read
         self._seen: tuple[int, int] | None = None  # the log as it was then
         self._stored: Parts | None = None
-        self._reading = RLock()  # a step that one thread writes is not to be read by another meanwhile
+        self._one_thread = RLock()  # at a time looks at the state above, or changes it
         self.refresh()
 
     @property
@@ -80,10 +80,10 @@ class SearchIndex:
     def refresh(self) -> None:
         """See what this or another process has written. Raises SearchIndexError."""
         for left in reversed(range(TRIES)):
-            self._header = Header.read(self.folder)
             try:
-                if self._header is not None:
-                    with self._reading:
+                with self._one_thread:
+                    self._header = Header.read(self.folder)
+                    if self._header is not None:
                         self._load(self._header)
                 return
             except FileNotFoundError as error:  # the next generation may have come between two of the reads
@@ -97,12 +97,18 @@ class SearchIndex:
                 ) from error
 
     @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """As it is now for this thread: others of this process that look or write wait."""
+        with self._one_thread:
+            self.refresh()
+            yield
+
+    @contextmanager
     def writing(self) -> Iterator[None]:
         """Alone with the index: `append` within, and `settle` at the end. SearchIndexError where another process is."""
         with self._locked():
-            self.refresh()
-            self._stored = None  # Windows does not delete a file that is mapped
-            with explained(self.folder):
+            with self.unchanged(), explained(self.folder):
+                self._stored = None  # Windows does not delete a file that is mapped
                 self._files().remove_others()
             yield
             self.refresh()
@@ -110,7 +116,7 @@ class SearchIndex:
     def append(self, step: Step, vectors: np.ndarray) -> None:
         """Take one step, with unit vectors float32 [N, dimensions] of its N contents. Raises SearchIndexError."""
         files = self._files()
-        with explained(self.folder), self._reading:
+        with explained(self.folder), self._one_thread:
             if step.contents:
                 files.append_rows(len(self.entries.contents), self.header.vectors.encode(vectors))
             self._log.take(step, files.append_step(self._log.valid, step))
@@ -132,21 +138,21 @@ class SearchIndex:
 
     def nearest(self, query: np.ndarray, count: int) -> list[tuple[int, float]]:
         """(row, cosine) of the `count` contents most similar to a unit vector float32 [dimensions], best first."""
-        self.refresh()
-        store = self.header.vectors
-        if not self.holders or self._stored is None:
-            return []
-        wanted = count * CANDIDATES[store.name]
-        rows = np.array(self._living(self._stored[VECTORS], query, wanted), np.int64)
-        cosines = store.cosines(taken(self._stored, rows), query)
+        with self.unchanged():
+            store = self.header.vectors
+            if not self.holders or self._stored is None:
+                return []
+            wanted = count * CANDIDATES[store.name]
+            rows = np.array(self._living(self._stored[VECTORS], query, wanted), np.int64)
+            cosines = store.cosines(taken(self._stored, rows), query)
         best = np.lexsort((rows, -cosines))[:count]
         return [(int(rows[each]), float(cosines[each])) for each in best]
 
     def vectors(self) -> np.ndarray:
         """float32 [N, dimensions] of all rows, in the order of `entries.contents`."""
-        self.refresh()
-        assert self._stored is not None
-        return self.header.vectors.decode(self._stored)
+        with self.unchanged():
+            assert self._stored is not None
+            return self.header.vectors.decode(self._stored)
 
     def _load(self, header: Header) -> None:
         files = IndexFiles(self.folder, header)

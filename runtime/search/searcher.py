@@ -2,9 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +64,6 @@ class Searcher:
     ):
         require_search_extra()
         self.embedder, self.show_progress = embedder, show_progress
-        # Only ever replaced, never changed: each call has an index of its own, as others may search or add meanwhile.
         self.index = SearchIndex(Path(folder))
         there = self.index.header if self.index.exists else None
         manifest = embedder.package.manifest
@@ -93,24 +90,25 @@ class Searcher:
         """
         require_folder(folder)
         path = _absolute(folder)
-        if not self.index.exists:
-            self._create()
+        self._create()
         with (
-            self._writing() as index,
+            self.index.writing(),
             tqdm(disable=not self.show_progress, unit="file", desc=display_name(path, None)) as progress,
         ):
-            return Indexer(index, self.embedder, progress.update).add(path)
+            self._require_own()
+            return Indexer(self.index, self.embedder, progress.update).add(path)
 
     def forget(self, folder: str | os.PathLike[str]) -> Changes:
         """Take what is in `folder` or is that file out of the index. Raises InputError where nothing is."""
         path = _absolute(folder)
         if not self.index.exists:
             raise InputError(f"--forget {folder}: {self.index.folder} holds no index yet; leave it out.")
-        with self._writing() as index:
-            files = [each for each in index.entries.files if is_below(each, path)]
+        with self.index.writing():
+            self._require_own()
+            files = [each for each in self.index.entries.files if is_below(each, path)]
             if not files:
                 raise InputError(f"--forget {folder}: the index has nothing of it; check the path.")
-            return Indexer(index, self.embedder, lambda _: None).forget(files)
+            return Indexer(self.index, self.embedder, lambda _: None).forget(files)
 
     def search(self, query: Mapping[str, Any], count: int = 10) -> list[Hit]:
         """The documents of the `count` contents most similar to `query`, a dict as `process` takes it, best first.
@@ -118,38 +116,32 @@ class Searcher:
         Documents of equal content stand together. Raises InputError, SearchIndexError.
         """
         require_positive("count", count)
-        index = copy(self.index)
-        index.refresh()
-        self._require_own(index)
+        self.index.refresh()
+        self._require_own()
+        dimensions = self.index.header.dimensions
         try:
-            vector = self.embedder.process([query], dimensions=index.header.dimensions)[0]
+            vector = self.embedder.process([query], dimensions=dimensions)[0]
         except Qwen3VLError as error:
             raise type(error)(str(error).replace("inputs[0]", "query", 1)) from error
-        found = index.nearest(vector, count)
-        self.index = index
-        contents, holders = index.entries.contents, index.holders
-        return [Hit(path, line, contents[row], cosine) for row, cosine in found for path, line in holders[row]]
-
-    @contextmanager
-    def _writing(self) -> Iterator[SearchIndex]:
-        """The index, read anew to be written to. Raises SearchIndexError."""
-        index = SearchIndex(self.index.folder)
-        with index.writing():
-            self._require_own(index)
-            yield index
-        self.index = index
+        with self.index.unchanged():
+            self._require_own()
+            found = self.index.nearest(vector, count)
+            contents, holders = self.index.entries.contents, self.index.holders
+            return [Hit(path, line, contents[row], cosine) for row, cosine in found for path, line in holders[row]]
 
     def _create(self) -> None:
+        if self.index.exists:
+            return
         if self._header.store == "binary" and self._header.dimensions < SMALLEST_BINARY:
             warn_caller(
                 f"a binary index of {self._header.dimensions} dimensions loses much (half of the nearest at 128); "
                 f"use {SMALLEST_BINARY} or more, or int8."
             )
-        SearchIndex(self.index.folder).create(self._header)
+        self.index.create(self._header)
 
-    def _require_own(self, index: SearchIndex) -> None:
+    def _require_own(self) -> None:
         """Another process may have been faster, or have made the index anew. Raises SearchIndexError."""
-        index.header.require_same(index.folder, self._header)
+        self.index.header.require_same(self.index.folder, self._header)
 
 
 def require_folder(folder: str | os.PathLike[str]) -> None:
