@@ -29,9 +29,10 @@ from runtime.errors import InputError, MediaError
 from runtime.manifest import Manifest
 from runtime.media.download import FetchLimits
 from runtime.media.source import load_image
-from runtime.search.documents import find_files, relative, spelled
+from runtime.search.documents import find_files
 from runtime.search.index_folder import SearchIndex
 from runtime.search.index_header import Header
+from runtime.search.paths import relative, spelled
 from runtime.search.vector_store import STORES, StoreName
 
 ROOT = Path(__file__).parent.parent
@@ -249,13 +250,13 @@ def test_other_names_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "Pictures").mkdir()
     for name in ("Pictures", "pictures", "gone/Pictures"):  # on Linux there is no `pictures`
         assert spelled(str(tmp_path / name)) == str(tmp_path / name) or sys.platform != "linux"
-    monkeypatch.setattr("runtime.search.documents.os.path", ntpath)
+    monkeypatch.setattr("runtime.search.paths.os.path", ntpath)
     assert spelled(r"c:\none\a.txt") == r"C:\none\a.txt"
     assert spelled(r"\\server\share\a.txt") == r"\\server\share\a.txt"
 
 
 def test_a_path_is_shown_from_a_working_folder_in_other_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.search.documents.os.path", ntpath)
+    monkeypatch.setattr("runtime.search.paths.os.path", ntpath)
     monkeypatch.setattr(os, "sep", "\\")
     monkeypatch.setattr(os, "getcwd", lambda: r"c:\work")  # as an editor's terminal begins
     assert relative(r"C:\work\a\b.txt") == r"a\b.txt"

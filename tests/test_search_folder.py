@@ -16,8 +16,9 @@ from qwen_tokenizer import Task
 from random_checkpoint import TINY_2B, Shape
 
 from runtime import InputError, Qwen3VLEmbedder, Searcher, SearchIndexError
-from runtime.search.documents import Document, find_files, spelled
+from runtime.search.documents import Document, find_files
 from runtime.search.indexing import BATCH, Changes
+from runtime.search.paths import spelled
 from runtime.search.searcher import read_again
 
 Packages = Callable[[Shape, Task], Path]

@@ -15,8 +15,8 @@ from runtime.errors import InputError
 from runtime.prompts.encode import DEFAULT_LIMITS
 from runtime.search.contact_page import contact_page
 from runtime.search.contact_sheet import CAPTION, GAP, HEADER, MARGIN, TILE, contact_sheet
-from runtime.search.documents import one_line
 from runtime.search.lettering import elided, font_named, lettering, wrapped
+from runtime.search.paths import one_line
 from runtime.search.preview import LONGEST_SIDE, Preview, Tile, preview
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)

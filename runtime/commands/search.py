@@ -29,8 +29,9 @@ from runtime.prompts.encode import DEFAULT_LIMITS, located
 from runtime.reranker import Qwen3VLReranker
 from runtime.search.contact_page import contact_page
 from runtime.search.contact_sheet import contact_sheet
-from runtime.search.documents import is_blank, relative
+from runtime.search.documents import is_blank
 from runtime.search.index_header import Header
+from runtime.search.paths import relative
 from runtime.search.preview import Tile, preview
 from runtime.search.searcher import Hit, Searcher, read_again, require_folder, rerank
 from runtime.search.vector_store import STORES, require_search_extra

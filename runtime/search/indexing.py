@@ -9,9 +9,10 @@ import numpy as np
 from runtime.embedder import Qwen3VLEmbedder
 from runtime.errors import InputError, SearchIndexError
 from runtime.graphs.package import Skipped
-from runtime.search.documents import Document, FoundFile, find_files, is_below, one_line, read_documents
+from runtime.search.documents import Document, FoundFile, find_files, read_documents
 from runtime.search.index_entries import IndexedFile, Part, Step
 from runtime.search.index_folder import SearchIndex
+from runtime.search.paths import is_below, one_line
 
 BATCH = 16  # contents: what a process that is killed has embedded for nothing, at most
 MOST_WAITING = 256  # files whose contents are all known, before that is written down

@@ -15,10 +15,11 @@ from runtime.graphs.package import Skipped, require_positive
 from runtime.notice import warn_caller
 from runtime.prompts.inputs import CONTENT_KEYS
 from runtime.reranker import Qwen3VLReranker
-from runtime.search.documents import Document, display_name, is_below, read_documents, spelled
+from runtime.search.documents import Document, read_documents
 from runtime.search.index_folder import SearchIndex, require_free
 from runtime.search.index_header import FORMAT_VERSION, Header
 from runtime.search.indexing import Changes, Indexer
+from runtime.search.paths import display_name, is_below, spelled
 from runtime.search.regime import Regime
 from runtime.search.vector_store import SMALLEST_BINARY, StoreName, VectorStore, require_search_extra
 from runtime.vectors import require_dimensions
