@@ -182,6 +182,7 @@ def test_errors_are_one_sentence(
         ((index, *text, "--reranker", reranking, "--top", 200), "--top 200 is more than --recall 100, which are"),
         ((index, *text, "--reranker", embedding), f"{embedding} is an embedding package; open it with Qwen3VLEmbed"),
         ((index, *text, "--reranker", "gone"), "gone does not exist; pass the folder that `python -m export"),
+        ((index, *text, "--sheet", "a.png", "--top", "501"), "--top is 501, and --sheet and --html show at most 500;"),
         ((index, *text, "--sheet", "a.jpg"), "--sheet a.jpg does not end in .png; rename it."),
         ((index, *text, "--html", "gone/a.html"), "--html gone/a.html: there is no folder gone; create it or choose"),
         ((index, "--image", "gone.png"), "--image gone.png does not exist; check the path."),

@@ -37,6 +37,7 @@ from runtime.search.searcher import Hit, Searcher, read_again, require_folder, r
 from runtime.search.vector_store import STORES, require_search_extra
 
 TOP, RECALL = 10, 100
+MOST_TILES = 500  # of a sheet or a page, which take half a megabyte each
 KEPT = "; what was embedded until now is in the index, and the same command goes on from there"
 
 DESCRIPTION = """Embed the pictures and texts of folders into an index, and search it.
@@ -133,6 +134,8 @@ def _require_sense(options: argparse.Namespace) -> None:
         raise InputError(f"--{idle[0]} needs a query; give --text, --image or --queries, or leave it out.")
     if options.queries and (options.sheet or options.html):
         raise InputError("--sheet and --html show one query; give --text or --image instead of --queries.")
+    if (options.sheet or options.html) and options.top > MOST_TILES:
+        raise InputError(f"--top is {options.top}, and --sheet and --html show at most {MOST_TILES}; lower it.")
     if options.text is not None and not options.text.strip() and options.image is None:
         raise InputError("--text is empty; write what to search for.")
     for name in ("add", "forget"):
