@@ -371,7 +371,6 @@ def test_what_a_batch_leaves_of_a_file_is_not_looked_through_again(
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="paths are shorter there")
-@pytest.mark.skipif(sys.platform != "linux", reason="paths may not be so long there")
 def test_folders_may_be_nested_as_deeply_as_a_path_can(
     searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
