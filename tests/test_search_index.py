@@ -265,6 +265,22 @@ def test_rows_without_a_file_are_not_found_and_dropped_when_they_are_most(tmp_pa
     assert index.entries.contents[-1] == content(11)
 
 
+def test_a_file_that_changes_again_and_again_does_not_fill_the_log(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    index, reader = made(folder, 10), SearchIndex(folder)
+    parts = tuple(Part(number, number) for number in range(10))
+    sizes = []
+    for time in range(40):
+        with index.writing():
+            index.append(Step((), {"/lines.jsonl": IndexedFile(time, time, True, parts)}), vector(0)[:0])
+            index.settle()
+        sizes.append(next(folder.glob("entries.*.log")).stat().st_size)
+        assert len(reader.nearest(vector(3)[0], 10)) == 10 and reader.entries.documents == 20
+    assert max(sizes[20:]) <= max(sizes[:20])
+    assert index.entries.files["/lines.jsonl"].mtime_ns == 39
+    assert [index.holders[row] for row in range(10)] == [[(f"/{n}", None), ("/lines.jsonl", n)] for n in range(10)]
+
+
 def test_only_what_a_log_has_grown_by_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, parse, lines = tmp_path / "index", Step.parse, []
     index, reader = made(folder, 20), SearchIndex(folder)

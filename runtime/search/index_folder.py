@@ -9,7 +9,8 @@ index/
 └── lock             held while one writes
 
 Vectors are on the disk before the step that names them: whatever moment a process ends at, what the log says is there.
-Rows that no file refers to are left out of searches, and dropped by writing the next generation when they are the most.
+Rows that no file refers to are left out of searches, and dropped by writing the next generation when they are the most,
+or when the log has told of most documents again and again.
 """
 
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from runtime.search.index_log import IndexLog
 from runtime.search.vector_store import CANDIDATES, VECTORS, Parts
 
 TRIES = 3
+MOST_TOLD = 8  # times that a log tells of a document; a .jsonl file is told of as a whole whenever a line is new
 FINDER = ".DS_Store"  # what macOS' Finder leaves in each folder that it shows
 
 
@@ -123,8 +125,12 @@ class SearchIndex:
             self._seen = None
 
     def settle(self) -> None:
-        """At the end of writing: drop rows that nothing refers to, where they are the most. Raises SearchIndexError."""
-        if 2 * len(self.holders) >= len(self.entries.contents):
+        """At the end of writing: drop unused rows and what the log told before, where they are the most.
+
+        Raises SearchIndexError.
+        """
+        is_told_again = self._log.told > MOST_TOLD * self.entries.documents
+        if 2 * len(self.holders) >= len(self.entries.contents) and not is_told_again:
             return
         rows = np.array(sorted(self.holders), np.int64)
         header = replace(self.header, generation=self.header.generation + 1)
