@@ -66,6 +66,12 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     assert failure(b"bytes").startswith("bytes (5 of them) is not a video")
 
 
+def test_a_codec_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", (64, 64), 10)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"none"))
+    assert "the video cannot be decoded (its codec is unknown); replace the file or convert it" in failure(path)
+
+
 def test_a_stream_that_damage_adds_is_no_index_error(tmp_path: Path) -> None:
     """PyAV looks for it past the end of its list, in which the streams of the file's beginning are."""
     path = write_video(tmp_path / "clip.ts", (64, 64), 30)

@@ -127,8 +127,8 @@ def video_visual(source: str | PathLike[str], options: VideoOptions, limits: Fet
 
     What lies between them is jumped over where the file's packets tell where the frames are, and else decoded too.
     Pixels equal decord's for 8-bit video; FFmpeg versions differ in the chroma of 10-bit video and of odd heights in
-    4:2:0. Frames that an edit list hides or that cannot be decoded are not counted (decord shows others instead). Where
-    frames refer across key frames, decord miscounts after a jump and shows some a few later.
+    4:2:0. Frames that an edit list hides are not counted, nor, where all is decoded, those that cannot be (decord shows
+    others instead). Where frames refer across key frames, decord miscounts after a jump and shows some a few later.
 
     MediaError names the source where it cannot be fetched, decoded or used; MissingExtraError without PyAV.
     """

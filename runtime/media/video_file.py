@@ -36,6 +36,8 @@ def opened(path: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise MediaError("the file holds no video stream; pass a video.")
+            if stream.codec_context is None:
+                raise _undecodable("its codec is unknown")
             yield container, stream
     except (av.error.FFmpegError, OSError, UnicodeError) as error:
         raise _undecodable(getattr(error, "strerror", None) or error) from error
