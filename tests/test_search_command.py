@@ -130,6 +130,16 @@ def test_many_queries(run: Run, embedding: str, reranking: str, index: Path, tmp
         assert run(*arguments)[::2] == (2, f"error: {path}, line 2: the query is empty; write what to search for.\n")
 
 
+def test_what_was_found_for_the_first_queries_is_not_lost(
+    run: Run, embedding: str, index: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text('"number 3"\n{"image": "gone.png"}\n')
+    code, out, err = run(embedding, "--index", index, "--queries", path, "--top", 2)
+    assert code == 2 and err.startswith(f"error: {path}, line 2: ")
+    assert [(line["query"], line["rank"]) for line in map(json.loads, out.splitlines())] == [(0, 1), (0, 2)]
+
+
 def test_what_was_skipped_is_said_however_it_ends(run: Run, embedding: str, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "empty.txt").write_text(" ")

@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +107,17 @@ def search(options: argparse.Namespace, complaints: list[str]) -> Lines:
     if not documents:
         more = "nothing that --add found could be used" if options.add else "give it a folder with --add"
         raise InputError(f"{options.index} holds no documents; {more}.")
-    found = [_located_search(searcher, options, query) for query in queries]
-    del searcher  # the two models need not be in memory together
+    found: Iterable[list[Hit]] = (_located_search(searcher, options, query) for query in queries)
     if options.reranker:
-        reranker = Qwen3VLReranker(options.reranker, **constructor_options(options))
-        lost: list[str] = []
-        found = [rerank(reranker, query, hits, skipped=lost) for (_, query), hits in zip(queries, found, strict=True)]
-        complaints += [f"not reranked: {each}" for each in dict.fromkeys(lost)]
+        found = list(found)
+        del searcher  # the two models need not be in memory together
+        found = _reranked(options, queries, found, complaints)
     for number, hits in enumerate(found):
         yield from _lines(hits[: options.top], number, bool(options.json or options.queries))
-    if options.sheet or options.html:
-        hits = found[0][: options.top]
-        words = f"{len(hits)} of {documents:,} documents"
-        words += f", {len(found[0]):,} reranked" if options.reranker else ""
-        _draw(queries[0][1], words, hits, options)
+        if options.sheet or options.html:
+            words = f"{min(len(hits), options.top)} of {documents:,} documents"
+            words += f", {len(hits):,} reranked" if options.reranker else ""
+            _draw(queries[0][1], words, hits[: options.top], options)
 
 
 def _require_sense(options: argparse.Namespace) -> None:
@@ -206,13 +204,20 @@ def _bring_up_to_date(searcher: Searcher, options: argparse.Namespace, complaint
         complaints += [f"skipped: {each}" for each in changes.skipped]
 
 
+def _reranked(
+    options: argparse.Namespace, queries: Sequence[tuple[str, Any]], found: Sequence[list[Hit]], complaints: list[str]
+) -> Iterator[list[Hit]]:
+    reranker = Qwen3VLReranker(options.reranker, **constructor_options(options))
+    lost: list[str] = []
+    for (_, query), hits in zip(queries, found, strict=True):
+        yield rerank(reranker, query, hits, skipped=lost)
+    complaints += [f"not reranked: {each}" for each in dict.fromkeys(lost)]
+
+
 def _located_search(searcher: Searcher, options: argparse.Namespace, query: tuple[str, Any]) -> list[Hit]:
     place, item = query
-    count = _recall(options) if options.reranker else options.top
-    if not place:
-        return searcher.search(item, count)
-    with located(place):
-        return searcher.search(item, count)
+    with located(place) if place else nullcontext():
+        return searcher.search(item, _recall(options) if options.reranker else options.top)
 
 
 def _lines(hits: Sequence[Hit], query: int, as_json: bool) -> Iterator[str]:
