@@ -348,7 +348,7 @@ def test_a_run_that_is_interrupted_goes_on(
 def test_what_a_batch_leaves_of_a_file_is_not_looked_through_again(
     searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time for a file of lines was that of their square: ten minutes for 200,000."""
+    """The time for a file of lines was that of their square: three minutes for 100,000."""
     folder = tmp_path / "documents"
     folder.mkdir()
     count = 64 * BATCH
