@@ -7,7 +7,7 @@ that come out of a GELU, which gives next to nothing below zero, have it near th
 Bytes: codes int8 [K, N], |code| ≤ 127, transposed for the operator; scales float32 [N]; weight ≈ code[:, n] · scale[n].
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,15 +35,12 @@ AFTER_GELU = Grid(32, 32, 223)
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """A quantised input [..., K] and what its codes mean before the scale of the token."""
+    """A quantised input [..., K]; what its codes mean is multiplied by the `scales` [..., 1] of the tokens."""
 
     values: Value
     step: Value
     zero: Value
-
-
-# (graph, quantised input, matrix) → the product [..., N] as float32, without the scales of the tokens
-Product = Callable[[GraphBuilder, Codes, Matrix], Value]
+    scales: Value
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,8 @@ class PerToken:
 
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """Quantise x [..., K] once, multiply by each layer → [..., N]."""
-        return token_products(graph, x, layers, self._product)
+        codes = token_codes(graph, x, layers[0].after_gelu)
+        return [finished(graph, self._product(graph, codes, layer.weight), layer, codes.scales) for layer in layers]
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
         """Not for tables."""
@@ -92,26 +90,26 @@ def row_scales(rows: np.ndarray) -> np.ndarray:
     return scales
 
 
-def token_products(graph: GraphBuilder, x: Value, layers: Sequence[Linear], product: Product) -> list[Value]:
-    """Quantise x [..., K] once with one scale a token, multiply by each layer → [..., N]."""
-    grid = AFTER_GELU if layers[0].after_gelu else SYMMETRIC
+def token_codes(graph: GraphBuilder, x: Value, after_gelu: bool) -> Codes:
+    """Quantise x [..., K] with one scale a token."""
+    grid = AFTER_GELU if after_gelu else SYMMETRIC
     axis, smallest = graph.constant(np.array([-1], np.int64)), _number(graph, SMALLEST_TOKEN)
     # Both ends are read faster than |x| is written.
     lowest = graph.op("Mul", graph.op("ReduceMin", x, axis), _number(graph, -grid.above / grid.below))
     largest = graph.op("Max", graph.op("ReduceMax", x, axis), lowest, smallest)  # [..., 1]
     largest = graph.op("Add", largest, not_finite(graph, x))
     step, zero = _number(graph, 1 / grid.above), graph.constant(np.array(grid.zero, np.uint8))
-    codes = Codes(graph.op("QuantizeLinear", graph.op("Div", x, largest), step, zero), step, zero)  # uint8 [..., K]
-    outputs = []
-    for layer in layers:
-        y = product(graph, codes, layer.weight)
-        if layer.bias is not None or not layer.scale_free:  # a bias belongs to the whole product
-            y = graph.op("Mul", y, largest)
-        if layer.bias is not None:
-            bias = graph.weight(layer.bias.name, "float32", layer.bias.shape[:1], layer.bias.blocks)
-            y = graph.op("Add", y, bias)
-        outputs.append(y)
-    return outputs
+    return Codes(graph.op("QuantizeLinear", graph.op("Div", x, largest), step, zero), step, zero, largest)
+
+
+def finished(graph: GraphBuilder, y: Value, layer: Linear, scales: Value) -> Value:
+    """A product y [..., N] with the scales [..., 1] of its tokens, where they are wanted, and its bias."""
+    if layer.bias is not None or not layer.scale_free:  # a bias belongs to the whole product
+        y = graph.op("Mul", y, scales)
+    if layer.bias is not None:
+        bias = graph.weight(layer.bias.name, "float32", layer.bias.shape[:1], layer.bias.blocks)
+        y = graph.op("Add", y, bias)
+    return y
 
 
 def integer_product(graph: GraphBuilder, x: Codes, weight: Value, scales: Value, zero: Value | None = None) -> Value:

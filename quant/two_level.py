@@ -7,10 +7,11 @@ are 4-bit weights, used where they are mapped, and the cost is the same for one 
 
 Outputs are stored in panels of n: the kernel, which reorders the weights at every call, reads a narrow panel twice as
 fast as a whole matrix. The lower half of a byte belongs to the first N/2 outputs, the upper one to the others, so that
-each half is unpacked and multiplied by itself. All of it is int8 arithmetic modulo 256.
+each half is unpacked and multiplied by itself. All of it is int8 arithmetic modulo 256. Inputs are stored by their
+place in a block, so that multipliers and offsets are read in long runs; the input is brought into that order once.
 
-Bytes: int8 [N/2n, K, n], lower code + 16 · upper code; for each half multipliers and offsets int8
-[N/2n · K/block, 1, n] and scales float32 [N/2n, 1, n].
+Bytes: int8 [N/2n, block, K/block, n], lower code + 16 · upper code; for each half multipliers and offsets int8
+[N/2n, 1, K/block, n] and scales float32 [N/2n, 1, n].
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from math import gcd
 import numpy as np
 
 from quant.blockwise import PIECE_ELEMENTS, SHRINKS
-from quant.per_token import LARGEST, ZERO_POINT, Codes, integer_product, row_scales, token_products
+from quant.per_token import LARGEST, ZERO_POINT, Codes, finished, integer_product, row_scales, token_codes
 from quant.schemes import GraphBuilder, Linear, Matrix, Value
 from runtime.errors import CheckpointError
 from runtime.graphs.session import default_threads
@@ -83,14 +84,24 @@ class TwoLevel:
 
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """Quantise x [..., K] once, unpack and multiply by each layer → [..., N]."""
-        return token_products(graph, x, layers, self._product)
+        codes = token_codes(graph, x, layers[0].after_gelu)
+        outer = graph.op("Shape", x, end=-1)
+        codes = replace(codes, values=self._by_place(graph, codes.values, layers[0].weight.shape[1]))
+        products = [self._product(graph, codes, outer, layer.weight) for layer in layers]
+        return [finished(graph, y, layer, codes.scales) for y, layer in zip(products, layers, strict=True)]
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
         """Not for tables."""
         raise NotImplementedError(f"{table.name}: {self.name} is a scheme for products, not for tables.")
 
-    def _product(self, graph: GraphBuilder, x: Codes, matrix: Matrix) -> Value:
-        """Codes [..., K] → [..., N], both halves of the outputs one after the other."""
+    def _by_place(self, graph: GraphBuilder, x: Value, width: int) -> Value:
+        """x [..., K] → [1, T, K], all first inputs of the blocks, then all second ones."""
+        block = self._block(width)
+        blocks = graph.op("Reshape", x, _shape(graph, 1, -1, width // block, block))
+        return graph.op("Reshape", graph.op("Transpose", blocks, perm=[0, 1, 3, 2]), _shape(graph, 1, -1, width))
+
+    def _product(self, graph: GraphBuilder, x: Codes, outer: Value, matrix: Matrix) -> Value:
+        """Codes [1, T, K] → [..., N] where T are `outer` dimensions, both halves of the outputs one after the other."""
         size, width = matrix.shape
         if size % 2:
             raise CheckpointError(
@@ -103,23 +114,20 @@ class TwoLevel:
         upper = upper_half(graph, both)
         # Two operators that onnxruntime vectorises take a third of the time of BitwiseAnd.
         lower = graph.op("Sub", both, graph.op("Mul", upper, graph.constant(np.array(TOP + 1, np.int8))))
-        rows = graph.op("Reshape", x.values, graph.constant(np.array([1, -1, width])))  # [1,T,K]
-        coded = replace(x, values=rows)
-        halves = [self._half(graph, coded, codes, stored, half) for half, codes in enumerate((lower, upper))]
+        halves = [self._half(graph, x, codes, stored, half) for half, codes in enumerate((lower, upper))]
         y = graph.op("Transpose", graph.op("Concat", *halves, axis=0), perm=[1, 0, 2])  # [T,N/n,n]
-        shape = graph.op("Concat", graph.op("Shape", x.values, end=-1), graph.constant(np.array([size])), axis=0)
-        return graph.op("Reshape", y, shape)
+        return graph.op("Reshape", y, graph.op("Concat", outer, _shape(graph, size), axis=0))
 
     def _half(self, graph: GraphBuilder, x: Codes, codes: Value, stored: "_Stored", half: int) -> Value:
         """The product of one half of the outputs, whose codes are 128 too small → [N/2n, T, n]."""
         (_, width), name = stored.matrix.shape, f"{stored.matrix.name}:{HALVES[half]}"
         block = self._block(width)
         panels, _, columns = stored.shape(width)
-        shape = panels * width // block, 1, columns
-        values = graph.op("Reshape", codes, graph.constant(np.array([shape[0], block, columns])))
+        shape = panels, 1, width // block, columns
+        values = graph.op("Reshape", codes, _shape(graph, panels, block, width // block, columns))
         values = graph.op("Mul", values, graph.weight(f"{name}:multipliers", "int8", shape, stored.multipliers(half)))
         values = graph.op("Add", values, graph.weight(f"{name}:offsets", "int8", shape, stored.offsets(half)))
-        weights = graph.op("Reshape", values, graph.constant(np.array([panels, width, columns])))
+        weights = graph.op("Reshape", values, _shape(graph, panels, width, columns))
         scales = graph.weight(f"{name}:scales", "float32", (panels, 1, columns), stored.scales(half))
         if not self.to_uint8:
             return integer_product(graph, x, weights, scales)
@@ -160,7 +168,8 @@ class _Stored:
 
     def codes(self) -> Iterator[np.ndarray]:
         """Both halves in a byte."""
-        lower, upper = np.split(self.levels.codes.reshape(self.matrix.shape), 2)
+        by_place = self.levels.codes.transpose(0, 2, 1)  # [N,block,K/block]
+        lower, upper = np.split(by_place.reshape(self.matrix.shape), 2)
         return self._panels(lower | (upper << 4))
 
     def multipliers(self, half: int) -> Blocks:
@@ -237,6 +246,10 @@ def _rounded(units: np.ndarray, multipliers: np.ndarray, offsets: np.ndarray) ->
     np.rint(codes, out=codes)
     np.minimum(np.maximum(codes, lowest, out=codes), highest, out=codes)  # clip takes four times as long
     return codes
+
+
+def _shape(graph: GraphBuilder, *sizes: int) -> Value:
+    return graph.constant(np.array(sizes))
 
 
 def _joined(parts: Sequence[Levels]) -> Levels:
