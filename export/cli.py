@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--block",
         type=int,
         choices=INT4_BLOCKS,
-        help="with --int4: weights that share a scale (default 16, with --portable or on cuda 32)",
+        help="with --int4: weights that share a scale (default 8, with --portable or on cuda 32)",
     )
     parser.add_argument(
         "--calibrate",
@@ -157,6 +157,10 @@ def _precision(options: argparse.Namespace) -> str:
         raise InputError("--portable is a form of --int8 and --int4; add one of them or leave it out.")
     if options.block and precision != "int4":
         raise InputError("--block belongs to --int4; add --int4 or leave it out.")
+    if options.block == INT4_BLOCKS[0] and (options.portable or options.target != "cpu"):
+        raise InputError(
+            f"--block {INT4_BLOCKS[0]} is for --int4 on the CPU; with --portable or on cuda take 16 or more."
+        )
     precision = f"{precision}-portable" if options.portable else precision
     if precision not in known:
         other = next(target for target, kernels in KERNELS.items() if precision in kernels.precisions)

@@ -6,6 +6,7 @@ Layers that share an input are handed over together, so a scheme that quantises 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,6 +79,14 @@ class Scheme(Protocol):
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
         """Rows of `table` [N, K] at integer `ids` [...] → [..., K] in the type of the activations."""
+
+
+def products(graph: GraphBuilder, x: Value, layers: Sequence[Linear], schemes: Sequence[Scheme]) -> list[Value]:
+    """x [..., K] through layers that share it → one [..., N] each; consecutive equal schemes go together."""
+    outputs: list[Value] = []
+    for scheme, pairs in groupby(zip(schemes, layers, strict=True), key=lambda pair: pair[0]):
+        outputs += scheme.linear(graph, x, [layer for _, layer in pairs])
+    return outputs
 
 
 def cast(graph: GraphBuilder, x: Value, stored: str, wanted: str) -> Value:

@@ -20,9 +20,11 @@ DECODER, VISION = "model.language_model.", "model.visual."
 KEPT_IN_FLOAT = ("model.visual.patch_embed.",)
 INT8_BLOCK = 128
 PORTABLE_BLOCK = 64  # loses two thirds of what 128 does, and takes a tenth longer
-INT4_BLOCKS = (16, 32, 64, 128)
-# Blocks of 16 in two levels take the bytes of blocks of 32 with a float scale, and lose less.
-TWO_LEVEL_BLOCK, INT4_BLOCK = 16, 32
+INT4_BLOCKS = (8, 16, 32, 64, 128)  # the first in two levels only
+# Blocks of 8 in two levels take the bytes of blocks of 32 with a float scale, and lose less.
+TWO_LEVEL_BLOCK, INT4_BLOCK = 8, 32
+# Of int4: a twelfth of the weights and a sixth of the loss.
+KEPT_IN_INT8 = ("self_attn.k_proj.weight", "self_attn.v_proj.weight")
 # Largest |x| over the rms of the whole input: above it, one scale a token leaves the other channels no levels.
 MASSIVE_RATIO = 200.0
 
@@ -47,8 +49,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.precision not in self.kernels.precisions:
             raise ValueError(f"precision {self.precision!r} is not one of {', '.join(self.kernels.precisions)}")
-        if self.block is not None and self.block not in INT4_BLOCKS:
-            raise ValueError(f"int4 block {self.block} is not one of {INT4_BLOCKS}")
+        blocks = INT4_BLOCKS if self.two_level else INT4_BLOCKS[1:]
+        if self.block is not None and self.block not in blocks:
+            raise ValueError(f"{self.precision} block {self.block} is not one of {blocks}")
 
     @property
     def two_level(self) -> bool:
@@ -61,7 +64,7 @@ class Plan:
             return self._table()
         if self.precision in UNQUANTISED or name.startswith(KEPT_IN_FLOAT):
             return Float(self.kernels)
-        is_int4 = self.precision.startswith("int4") and name.startswith(DECODER)
+        is_int4 = self.precision.startswith("int4") and name.startswith(DECODER) and not name.endswith(KEPT_IN_INT8)
         if is_int4 and not self.two_level:
             return Blockwise(4, self.block or INT4_BLOCK, symmetric=False, kernels=self.kernels)
         portable = self.precision.endswith("-portable")

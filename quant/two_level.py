@@ -1,16 +1,17 @@
 """4-bit weights for the int8 product: whole-numbered scales in blocks, a float scale a row.
 
-weight ≈ (code · multiplier + offset) · scale: a 4-bit code, a multiplier and an offset for each block along the input,
-a float scale for each row (compare the progressive quantisation of QServe, Lin et al., 2024). The bracket is an int8
-weight, and the product is that of `PerToken`. The graph unpacks it at every call, one matrix at a time: in memory there
-are 4-bit weights, used where they are mapped, and the cost is the same for one token as for a thousand.
+weight ≈ code · multiplier · scale: a 4-bit code from -8 to 7, a multiplier for each block along the input, negative
+where the largest weight of the block is positive, and a float scale for each row (compare the progressive quantisation
+of QServe, Lin et al., 2024). Code by multiplier is an int8 weight, and the product is that of `PerToken`. The graph
+unpacks it at every call, one matrix at a time: in memory there are 4-bit weights, used where they are mapped, and the
+cost is the same for one token as for a thousand.
 
 Outputs are stored in panels of n: the kernel, which reorders the weights at every call, reads a narrow panel twice as
 fast as a whole matrix. The lower half of a byte belongs to the first N/2 outputs, the upper one to the others, so that
 each half is unpacked and multiplied by itself. All of it is int8 arithmetic modulo 256. Inputs are stored by their
-place in a block, so that multipliers and offsets are read in long runs; the input is brought into that order once.
+place in a block, so that multipliers are read in long runs; the input is brought into that order once.
 
-Bytes: int8 [N/2n, block, K/block, n], lower code + 16 · upper code; for each half multipliers and offsets int8
+Bytes: int8 [N/2n, block, K/block, n], lower code + 16 · upper code modulo 256; for each half multipliers int8
 [N/2n, 1, K/block, n] and scales float32 [N/2n, 1, n].
 """
 
@@ -23,35 +24,34 @@ from math import gcd
 import numpy as np
 
 from quant.blockwise import PIECE_ELEMENTS, SHRINKS
-from quant.per_token import LARGEST, ZERO_POINT, Codes, finished, integer_product, row_scales, token_codes
+from quant.per_token import ZERO_POINT, Codes, finished, integer_product, row_scales, token_codes
 from quant.schemes import GraphBuilder, Linear, Matrix, Value
 from runtime.errors import CheckpointError
 from runtime.graphs.session import default_threads
 
-TOP = 15  # the largest code
+LOWEST_CODE, HIGHEST_CODE = -8, 7
+CODES = HIGHEST_CODE - LOWEST_CODE + 1
 UINT8 = 2  # onnx.TensorProto.UINT8
-LOWEST = -128  # of int8
+LOWEST, HIGHEST = -128, 127  # of int8
 PANEL = 128  # outputs
 HALVES = ("lower", "upper")
-TIES_UP = 1e-3  # what makes a half more than a half
+TIES_UP = 1e-2  # what makes a half more than a half
 
 Blocks = Callable[[], Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Quantised rows: codes uint8 [n, blocks, block], multipliers and offsets int16 [n, blocks], scales float32 [n]."""
+    """Quantised rows: codes int8 [n, blocks, block], multipliers int8 [n, blocks], scales float32 [n]."""
 
     codes: np.ndarray
     multipliers: np.ndarray
-    offsets: np.ndarray
     scales: np.ndarray
 
     def weights(self) -> np.ndarray:
         """The int8 weights [n, K]."""
-        values = self.codes * self.multipliers[..., None] + self.offsets[..., None]
-        weights: np.ndarray = values.astype(np.int8).reshape(len(values), -1)
-        return weights
+        values: np.ndarray = self.codes * self.multipliers[..., None]
+        return values.reshape(len(values), -1)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TwoLevel:
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", f"int4-two-level-block{self.block}")
+        object.__setattr__(self, "name", f"int4-two-level-signed-block{self.block}")
 
     def quantize(self, rows: np.ndarray, importance: np.ndarray | None = None) -> Levels:
         """float32 [n, K] → Levels; with `importance` [K] (mean square of each input) the multipliers are searched."""
@@ -108,25 +108,24 @@ class TwoLevel:
                 f"{matrix.name} has {size} outputs, and {self.name} stores two in a byte; add --portable or use --int8."
             )
         stored = _Stored(self, matrix)
-        both = graph.weight(matrix.name, "int8", stored.shape(width), stored.codes)
+        packed = graph.weight(matrix.name, "int8", stored.shape(width), stored.codes)
         # QLinearAdd reads what lies in no cache twice slower than Add does.
-        both = graph.op("Add", both, graph.constant(np.array(LOWEST, np.int8)))
+        both = graph.op("Add", packed, graph.constant(np.array(-LOWEST_CODE, np.int8)))
         upper = upper_half(graph, both)
         # Two operators that onnxruntime vectorises take a third of the time of BitwiseAnd.
-        lower = graph.op("Sub", both, graph.op("Mul", upper, graph.constant(np.array(TOP + 1, np.int8))))
+        lower = graph.op("Sub", packed, graph.op("Mul", upper, graph.constant(np.array(CODES, np.int8))))
         halves = [self._half(graph, x, codes, stored, half) for half, codes in enumerate((lower, upper))]
         y = graph.op("Transpose", graph.op("Concat", *halves, axis=0), perm=[1, 0, 2])  # [T,N/n,n]
         return graph.op("Reshape", y, graph.op("Concat", outer, _shape(graph, size), axis=0))
 
     def _half(self, graph: GraphBuilder, x: Codes, codes: Value, stored: "_Stored", half: int) -> Value:
-        """The product of one half of the outputs, whose codes are 128 too small → [N/2n, T, n]."""
+        """The product of one half of the outputs → [N/2n, T, n]."""
         (_, width), name = stored.matrix.shape, f"{stored.matrix.name}:{HALVES[half]}"
         block = self._block(width)
         panels, _, columns = stored.shape(width)
         shape = panels, 1, width // block, columns
         values = graph.op("Reshape", codes, _shape(graph, panels, block, width // block, columns))
         values = graph.op("Mul", values, graph.weight(f"{name}:multipliers", "int8", shape, stored.multipliers(half)))
-        values = graph.op("Add", values, graph.weight(f"{name}:offsets", "int8", shape, stored.offsets(half)))
         weights = graph.op("Reshape", values, _shape(graph, panels, width, columns))
         scales = graph.weight(f"{name}:scales", "float32", (panels, 1, columns), stored.scales(half))
         if not self.to_uint8:
@@ -144,9 +143,9 @@ class TwoLevel:
         importance = np.ones(rows.shape[1], np.float32) if importance is None else importance
         # What is the same for a whole block then meets long rows of numbers.
         units = np.ascontiguousarray((rows / scales[:, None]).reshape(len(rows), -1, block).transpose(2, 0, 1))
-        multipliers, offsets = _searched(units, np.ascontiguousarray(importance.reshape(-1, block).T), shrinks)
-        codes = _rounded(units, multipliers, offsets).transpose(1, 2, 0).astype(np.uint8, order="C")
-        return Levels(codes, multipliers.astype(np.int16), offsets.astype(np.int16), scales)
+        multipliers = _searched(units, np.ascontiguousarray(importance.reshape(-1, block).T), shrinks)
+        codes = _rounded(units, multipliers).transpose(1, 2, 0).astype(np.int8, order="C")
+        return Levels(codes, multipliers.astype(np.int8), scales)
 
 
 class _Stored:
@@ -170,15 +169,11 @@ class _Stored:
         """Both halves in a byte."""
         by_place = self.levels.codes.transpose(0, 2, 1)  # [N,block,K/block]
         lower, upper = np.split(by_place.reshape(self.matrix.shape), 2)
-        return self._panels(lower | (upper << 4))
+        return self._panels(lower + CODES * upper)
 
     def multipliers(self, half: int) -> Blocks:
         """Of one half."""
         return lambda: self._panels(np.split(self.levels.multipliers, 2)[half])
-
-    def offsets(self, half: int) -> Blocks:
-        """Of one half, for codes that are 128 too small."""
-        return lambda: self._panels(np.split(self.levels.offsets - LOWEST * self.levels.multipliers, 2)[half])
 
     def scales(self, half: int) -> Blocks:
         """Of one half."""
@@ -198,51 +193,47 @@ class _Stored:
 
 
 def upper_half(graph: GraphBuilder, both: Value) -> Value:
-    """int8 b → (b + 128) // 16 - 128, as round((b + 120) / 16) - 128 with ties upwards and -129 saturated to -128.
+    """int8 b → floor(b / 16), as round((b - 8) / 16) with ties upwards.
 
-    onnxruntime has vectors for adding a nothing to it, half of them for a product with one, and none for BitShift.
+    onnxruntime has vectors for adding a constant to it, half of them for a product with one, and none for BitShift.
     """
-    part, one = (graph.constant(np.array(each, np.float32)) for each in ((1 + TIES_UP) / (TOP + 1), 1))
-    middle, zero, lowest = (graph.constant(np.array(each, np.int8)) for each in (LOWEST + (TOP + 1) // 2, 0, LOWEST))
-    nothing = graph.constant(np.array([0], np.int8))
-    return graph.op("QLinearAdd", both, part, middle, nothing, part, zero, one, lowest, domain="com.microsoft")
+    part, ties, one = (graph.constant(np.array(each, np.float32)) for each in (1 / CODES, TIES_UP, 1))
+    middle, zero = (graph.constant(np.array(each, np.int8)) for each in (CODES // 2, 0))
+    up = graph.constant(np.array([1], np.int8))
+    return graph.op("QLinearAdd", both, part, middle, up, ties, zero, one, zero, domain="com.microsoft")
 
 
-def _searched(units: np.ndarray, weights: np.ndarray, shrinks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The multipliers and offsets [n, blocks] with the least square error of units [block, n, blocks].
+def _searched(units: np.ndarray, weights: np.ndarray, shrinks: np.ndarray) -> np.ndarray:
+    """The multipliers [n, blocks] with the least square error of units [block, n, blocks].
 
     All whole multipliers are tried from the smallest of `shrinks` to the largest, as parts of the one that covers the
-    block. `weights` [block, blocks] are those of the inputs.
+    block with its largest weight at LOWEST_CODE. `weights` [block, blocks] are those of the inputs.
     """
     low, high = units.min(axis=0), units.max(axis=0)
-    total = np.maximum(weights.sum(axis=0), np.finfo(np.float32).tiny)
-    whole = (high - low) / TOP
+    sign = np.where(high > -low, np.float32(-1), np.float32(1))
+    whole = np.maximum(np.maximum(high, -low) / -LOWEST_CODE, np.minimum(high, -low) / HIGHEST_CODE)
     # Rounded up it covers the whole block; where multipliers are small, the nearest may not.
     first, last = np.rint(whole * shrinks.min()), np.maximum(np.ceil(whole), np.rint(whole * shrinks.max()))
-    first, last = (np.clip(each, 1, 2 * LARGEST // TOP + 1) for each in (first, last))
-    least, best = np.full_like(whole, np.inf), (first, first)
+    first, last = (np.clip(each, 1, HIGHEST // HIGHEST_CODE) for each in (first, last))
+    least = np.full_like(whole, np.inf)
+    best: np.ndarray = first
     for more in range(int((last - first).max()) + 1):
-        multipliers = np.minimum(first + more, last)
-        offsets = np.clip(np.rint((low + high - TOP * multipliers) / 2), -LARGEST, LARGEST)
-        for _ in range(2):  # around the middle, then around what these codes leave over
-            left = _rounded(units, multipliers, offsets)
-            left *= multipliers
-            np.subtract(units, left, out=left)
-            missed = left - offsets
-            error = np.einsum("knb,knb,kb->nb", missed, missed, weights)
-            better = error < least
-            least = np.where(better, error, least)
-            best = np.where(better, multipliers, best[0]), np.where(better, offsets, best[1])
-            offsets = np.clip(np.rint(np.einsum("knb,kb->nb", left, weights) / total), -LARGEST, LARGEST)
+        multipliers = sign * np.minimum(first + more, last)
+        missed = _rounded(units, multipliers)
+        missed *= multipliers
+        np.subtract(units, missed, out=missed)
+        error = np.einsum("knb,knb,kb->nb", missed, missed, weights)
+        better = error < least
+        least, best = np.where(better, error, least), np.where(better, multipliers, best)
     return best
 
 
-def _rounded(units: np.ndarray, multipliers: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _rounded(units: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
     """The nearest codes [block, n, blocks] whose weights are int8, as float32."""
-    lowest = np.maximum(np.ceil((-LARGEST - offsets) / multipliers), 0)
-    highest = np.minimum(np.floor((LARGEST - offsets) / multipliers), TOP)
-    codes: np.ndarray = units - offsets
-    codes /= multipliers
+    ends = LOWEST / multipliers, HIGHEST / multipliers
+    lowest = np.maximum(np.ceil(np.minimum(*ends)), LOWEST_CODE)
+    highest = np.minimum(np.floor(np.maximum(*ends)), HIGHEST_CODE)
+    codes: np.ndarray = units / multipliers
     np.rint(codes, out=codes)
     np.minimum(np.maximum(codes, lowest, out=codes), highest, out=codes)  # clip takes four times as long
     return codes

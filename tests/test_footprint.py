@@ -1,6 +1,7 @@
 """Memory as a sum of parts: weights against the files they lie in, and the parts against a real process."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from runtime.graphs.memory import GraphMemory, Resident, memory_policy, peak_res
 from runtime.manifest import DECODER, VISION, Manifest
 from runtime.planning.footprint import Footprint
 from runtime.planning.weights import (
+    PER_TOKEN,
     graph_weights,
     matrices_of,
     matrix_bytes,
@@ -28,7 +30,7 @@ Packages = Callable[..., Path]
 PROCESS = Resident(1000, 100)
 ROOT = Path(__file__).parent.parent
 PREPACKED, MAPPED = GraphMemory(prepack=True), GraphMemory(prepack=False)
-BESIDE = ("zeros", *(f"{half}:{part}" for half in ("lower", "upper") for part in ("multipliers", "offsets")))
+BESIDE = ("zeros", "lower:multipliers", "upper:multipliers")
 on_linux = pytest.mark.skipif(resident() is None, reason="this system does not tell anonymous from mapped memory")
 
 
@@ -78,11 +80,21 @@ def test_blocks_keep_their_scales_mapped_beside_the_copy() -> None:
     assert (symmetric.stored, symmetric.prepacked, symmetric.kept) == (1320, 1360, 40)
 
 
+def test_earlier_packages_have_offsets_beside_their_multipliers() -> None:
+    assert matrix_bytes("int4-two-level-block16", 10, 64).stored == 10 * (32 + 2 * 4)
+    assert matrix_bytes("int4-two-level-signed-block8", 10, 64).stored == 10 * (32 + 8)
+
+
 def test_two_levels_stay_mapped_and_take_room_while_they_are_unpacked(package: Packages) -> None:
     manifest = Manifest.read(package(TINY_2B, "embedding", "int4"))
-    for memory in (PREPACKED, MAPPED):
-        found = graph_weights(manifest, DECODER, memory, copied=True)
-        assert found.anonymous == 0 < found.mapped
+    int8 = sum(
+        math.prod(matrix_shape(name, manifest.text, manifest.vision))
+        for name, scheme in matrices_of(manifest, DECODER).items()
+        if scheme == PER_TOKEN
+    )
+    found, mapped = (graph_weights(manifest, DECODER, memory, copied=False) for memory in (PREPACKED, MAPPED))
+    assert found.anonymous == int8 > 0 == mapped.anonymous
+    assert found.mapped == mapped.mapped - int8 > 0
     widest = manifest.text.intermediate_size * manifest.text.hidden_size
     assert unpacking_bytes(manifest) == 2.5 * widest
     floats = Manifest.read(package(TINY_2B, "embedding"))

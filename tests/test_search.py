@@ -214,10 +214,10 @@ def test_another_regime_is_refused_with_the_reason(package: Packages, searcher: 
 def test_int4_of_other_blocks_and_a_calibration_are_other_regimes(package: Packages) -> None:
     manifest = Manifest.read(package(TINY_2B, "embedding", "int4"))
     options = Qwen3VLEmbedder(package(TINY_2B, "embedding")).package.encoder.options
-    other = {name: each.replace("block16", "block32") for name, each in manifest.matrices.items()}
+    other = {name: each.replace("block8", "block32") for name, each in manifest.matrices.items()}
     index, here = (Regime.of(replace(manifest, matrices=each), options) for each in (manifest.matrices, other))
     (said,) = index.differences(here)
-    assert "int4-two-level-block16" in said and "int4-two-level-block32" in said and "calibrated" in said
+    assert "int4-two-level-signed-block8" in said and "int4-two-level-signed-block32" in said and "calibrated" in said
     (said,) = index.differences(Regime.of(replace(manifest, calibration=None), options))
     assert said.startswith("stored ") and said.count("calibrated") == 1
     assert replace(index, stored="").differences(here) == [], "an index of an earlier version does not know"

@@ -1,6 +1,7 @@
 """4-bit weights in two levels: the codes, the search, and the graph that unpacks and multiplies them, against numpy."""
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from scheme_graphs import (
 
 from quant.blockwise import Blockwise
 from quant.schemes import Linear
-from quant.two_level import LARGEST, TOP, Levels, TwoLevel
+from quant.two_level import HIGHEST, HIGHEST_CODE, LOWEST, LOWEST_CODE, Levels, TwoLevel
 from runtime.errors import CheckpointError
 
 # Both sides sum the same integers; only the float32 factors after the sum are rounded.
@@ -49,21 +50,22 @@ def simulated(x: np.ndarray, levels: Levels) -> np.ndarray:
 
 
 def test_names() -> None:
-    assert TwoLevel(16).name == TwoLevel(16, to_uint8=True).name == "int4-two-level-block16"
+    assert TwoLevel(8).name == TwoLevel(8, to_uint8=True).name == "int4-two-level-signed-block8"
 
 
 def test_codes_by_hand() -> None:
     rows = np.zeros((2, 32), np.float32)
-    rows[0, :4], rows[0, 16:20] = [127, 112, 0, -128 + 1], [4, 5, 6, 15]
+    rows[0, :4], rows[0, 16:20] = [120, 105, 0, -127], [4, -5, 6, 8]
     levels = TwoLevel(16).quantize(rows)
     assert levels.scales.tolist() == [1, 1]
-    assert levels.multipliers[0].tolist() == [17, 1]  # (127 + 127) / 15, and (15 − 0) / 15
-    assert levels.weights()[0, 0] > 118 and levels.weights()[0, 3] < -118
-    assert levels.weights()[0, 16:19].tolist() == [4, 5, 6]  # a block of its own keeps small weights apart
+    assert levels.multipliers[0].tolist() == [18, -1]  # 127 / 8 would leave 120 no code, and 8 / -8
+    assert levels.codes[0, 0, :4].tolist() == [7, 6, 0, -7] and levels.codes[0, 1, :4].tolist() == [-4, 5, -6, -8]
+    assert levels.weights()[0, :4].tolist() == [126, 108, 0, -126]
+    assert levels.weights()[0, 16:20].tolist() == [4, -5, 6, 8]  # a block of its own keeps small weights apart
     assert not levels.weights()[1].any()
 
 
-@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize("block", [8, 16, 32, 128])
 @pytest.mark.parametrize(("size", "width"), [(7, 256), (33, 576), (9, 96), (1, 32)])
 def test_weights_are_int8_and_near(block: int, size: int, width: int) -> None:
     scheme, rows = TwoLevel(block), weights(size, width)
@@ -71,21 +73,23 @@ def test_weights_are_int8_and_near(block: int, size: int, width: int) -> None:
         levels = scheme.quantize(rows, importance)
         own = width // levels.multipliers.shape[1]
         assert own <= block and width % own == 0
-        assert levels.codes.max() <= TOP and levels.multipliers.min() >= 1
-        exact = levels.codes.astype(int) * levels.multipliers[..., None] + levels.offsets[..., None]
-        assert np.abs(exact).max() <= LARGEST and (levels.weights() == exact.reshape(size, -1)).all()
+        assert levels.codes.min() >= LOWEST_CODE and levels.codes.max() <= HIGHEST_CODE and levels.multipliers.all()
+        exact = levels.codes.astype(int) * levels.multipliers[..., None].astype(int)
+        assert exact.min() >= LOWEST and exact.max() <= HIGHEST
+        assert (levels.weights() == exact.reshape(size, -1)).all()
         if importance is None:  # a search may cut the ends of a block
-            blocks = rows.astype(np.float64).reshape(size, -1, own)
-            error = np.square(scheme.dequantize(levels).reshape(blocks.shape) - blocks).mean(axis=2) ** 0.5
-            # Half a step, where a step is a whole number of units that covers the block.
-            covering = np.ceil(np.ptp(blocks, axis=2) / levels.scales[:, None] / TOP + 1e-3) * levels.scales[:, None]
-            assert (error <= 0.51 * np.maximum(covering, levels.scales[:, None]) + 1e-44).all()
+            blocks = (rows / levels.scales[:, None]).astype(np.float64).reshape(size, -1, own)
+            error = np.square(levels.weights().reshape(blocks.shape) - blocks).mean(axis=2) ** 0.5
+            low, high = blocks.min(axis=2), blocks.max(axis=2)
+            # Half a step, where a step is the whole number of units that covers the block in one of two directions.
+            covering = np.maximum(np.maximum(high, -low) / 8, np.minimum(high, -low) / 7)
+            assert (error <= 0.51 * np.maximum(np.ceil(covering - 1e-3), 1)).all()
 
 
 def test_the_search_lowers_the_weighted_error() -> None:
     rows = weights(64, 512)
     importance = np.random.default_rng(2).exponential(size=512).astype(np.float32) ** 2
-    scheme = TwoLevel(32)
+    scheme = TwoLevel(16)
     errors = [
         float((np.square(scheme.dequantize(scheme.quantize(rows, each)) - rows) * importance).sum())
         for each in (None, importance)
@@ -93,11 +97,11 @@ def test_the_search_lowers_the_weighted_error() -> None:
     assert errors[1] < 0.85 * errors[0]
 
 
-def test_blocks_of_16_lose_less_than_blocks_of_32_with_a_float_scale() -> None:
-    """They take the same bytes: 8 bits for each 16 weights against 36 for each 32."""
+def test_blocks_of_8_lose_less_than_blocks_of_32_with_a_float_scale() -> None:
+    """They take the same bytes: 8 bits for each 8 weights against 36 for each 32."""
     rows = np.random.default_rng(3).standard_normal((128, 1024)).astype(np.float32)
     importance = np.ones(1024, np.float32)
-    two_level, blockwise = TwoLevel(16), Blockwise(4, 32, symmetric=False)
+    two_level, blockwise = TwoLevel(8), Blockwise(4, 32, symmetric=False)
     ours = two_level.dequantize(two_level.quantize(rows, importance))
     theirs = blockwise.dequantize(blockwise.quantize(rows, importance), 1024)
     assert np.square(ours - rows).sum() < 0.85 * np.square(theirs - rows).sum()
@@ -105,7 +109,7 @@ def test_blocks_of_16_lose_less_than_blocks_of_32_with_a_float_scale() -> None:
 
 @FORMS
 @pytest.mark.parametrize(
-    ("size", "width", "block"), [(2, 32, 16), (14, 96, 32), (34, 256, 16), (16, 4304, 128), (512, 64, 32)]
+    ("size", "width", "block"), [(2, 32, 16), (14, 96, 8), (34, 256, 16), (16, 4304, 128), (512, 64, 32)]
 )
 def test_kernel_equals_the_simulation(size: int, width: int, block: int, to_uint8: bool) -> None:
     random, weight = np.random.default_rng(size), weights(size, width)
@@ -136,16 +140,19 @@ def test_both_forms_give_the_same_bits() -> None:
 
 @FORMS
 def test_codes_at_all_ends_are_unpacked(to_uint8: bool) -> None:
-    """Every code beside every other in a byte, with the smallest and the largest multipliers and offsets."""
-    width = 2 * 16 * 16
-    values = np.stack([np.repeat(np.arange(16), 16), np.tile(np.arange(16), 16)]).reshape(-1).astype(np.float32)
-    weight = np.stack([values * 17 - 127, 127 - values * 17, values - 120, values + 100]) / 127
-    weight[:, 0] = [-1, 1, -1, 1]
-    scheme, one = TwoLevel(16, to_uint8), np.eye(width, dtype=np.float32)[None]
-    [found] = run_linear(scheme, [layer(weight.astype(np.float32))], [one])[0]
-    levels = scheme.quantize(weight.astype(np.float32))
+    """Every code beside every other in a byte, with the smallest and the largest multipliers of both signs."""
+    random, one = np.random.default_rng(0), np.eye(2 * 16 * 16, dtype=np.float32)[None]
+    codes = np.stack([np.repeat(np.arange(-8, 8), 16), np.tile(np.arange(-8, 8), 16)])[[0, 0, 0, 1, 1, 1]]
+    codes = np.repeat(codes, 2, axis=1).reshape(6, -1, 8)
+    multipliers = np.array([16, -1, 1, -15, 1, 15])[:, None].repeat(codes.shape[1], axis=1)
+    levels = Levels(codes.astype(np.int8), multipliers.astype(np.int8), random.random(6).astype(np.float32))
+    parts = [
+        Levels(levels.codes[rows], levels.multipliers[rows], levels.scales[rows]) for rows in np.split(np.arange(6), 2)
+    ]
+    scheme = TwoLevel(8, to_uint8)
+    with mock.patch.object(TwoLevel, "quantize", side_effect=parts):
+        [found] = run_linear(scheme, [layer(np.ones((6, 512), np.float32))], [one])[0]
     assert np.allclose(found[0].T, levels.weights() * levels.scales[:, None], atol=1e-6)
-    assert levels.multipliers.max() >= 16
 
 
 def test_the_graph_reads_each_matrix_once() -> None:
@@ -155,7 +162,9 @@ def test_the_graph_reads_each_matrix_once() -> None:
 
 
 def test_an_odd_number_of_outputs_has_no_halves(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="w has 7 outputs, and int4-two-level-block16 stores two in a byte; add"):
+    with pytest.raises(
+        CheckpointError, match="w has 7 outputs, and int4-two-level-signed-block16 stores two in a byte; add"
+    ):
         write_linear(tmp_path, TwoLevel(16), [layer(weights(7, 64))])
 
 

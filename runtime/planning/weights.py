@@ -11,7 +11,7 @@ from runtime.manifest import DECODER, Manifest, TextConfig, VisionConfig
 TOKEN_TABLE = "model.language_model.embed_tokens.weight"
 PER_TOKEN = "int8-per-token"
 BLOCKS = re.compile(r"int(\d)-block(\d+)-(a?)symmetric")
-TWO_LEVELS = re.compile(r"int4-two-level-block(\d+)")
+TWO_LEVELS = re.compile(r"int4-two-level-(signed-)?block(\d+)")  # earlier packages have offsets, too
 FLOAT_BYTES = 4
 # Bytes held at once of a 4-bit weight while it becomes an int8 one, a matrix at a time. Measured.
 UNPACKED = 2.5
@@ -87,8 +87,9 @@ def matrix_bytes(scheme: str, size: int, width: int) -> MatrixBytes:
         # The copy holds the scales and as many block sums; the operator goes on reading scales and zeros.
         return MatrixBytes(codes + scales + zeros, codes + 2 * scales, scales + zeros)
     if found := TWO_LEVELS.fullmatch(scheme):
-        count = width // math.gcd(int(found[1]), width)
-        stored = size * width // 2 + 2 * size * count  # codes, multipliers and offsets, read where they are mapped
+        count = size * width // math.gcd(int(found[2]), width)
+        # Codes, multipliers and offsets, read where they are mapped.
+        stored = size * width // 2 + (count if found[1] else 2 * count)
         return MatrixBytes(stored, 0, stored)
     return MatrixBytes(size * width * FLOAT_BYTES, size * width * FLOAT_BYTES, 0)
 
