@@ -35,7 +35,7 @@ FORMS = (
     Form("`--fp32`", "fp32"),
     Form("`--int8`", "int8"),
     Form("`--int8 --portable`", "int8-portable"),
-    Form("`--int4`, block 16", "int4"),
+    Form("`--int4`, block 8", "int4"),
     Form("`--int4 --block 32`", "int4", 32),
     Form("`--int4 --block 128`", "int4", 128),
     Form("`--int4 --portable`, block 32", "int4-portable"),
