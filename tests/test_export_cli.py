@@ -187,6 +187,14 @@ def test_the_loss_says_what_it_was_measured_with(run: Run, folder: Path) -> None
             ["--target", "cuda", "--min-cosine", "0.9"],
             "--min-cosine needs a quantised precision and calibration samples to compare on.",
         ),
+        (["--int8", "--block", "32"], "--block belongs to --int4; add --int4 or leave it out."),
+        *(
+            (
+                ["--int4", "--block", "8", *more],
+                "--block 8 is for --int4 on the CPU; with --portable or on cuda take 16 or more.",
+            )
+            for more in (["--portable"], ["--target", "cuda"])
+        ),
         (["--calibrate", "x"], "--calibrate is for quantised precisions; add --int8 or --int4, or leave it out."),
         (["--int8", "--min-cosine", "nan"], "--min-cosine is nan, expected a number from -1 to 1, such as 0.995."),
     ],
