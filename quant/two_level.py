@@ -87,7 +87,7 @@ class TwoLevel:
         codes = token_codes(graph, x, layers[0].after_gelu)
         outer = graph.op("Shape", x, end=-1)
         codes = replace(codes, values=self._by_place(graph, codes.values, layers[0].weight.shape[1]))
-        products = [self._product(graph, codes, outer, layer.weight) for layer in layers]
+        products = (self._product(graph, codes, outer, layer.weight) for layer in layers)
         return [finished(graph, y, layer, codes.scales) for y, layer in zip(products, layers, strict=True)]
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
@@ -240,7 +240,7 @@ def _rounded(units: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
 
 
 def _shape(graph: GraphBuilder, *sizes: int) -> Value:
-    return graph.constant(np.array(sizes))
+    return graph.constant(np.array(sizes, np.int64))
 
 
 def _joined(parts: Sequence[Levels]) -> Levels:
