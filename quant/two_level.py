@@ -108,7 +108,9 @@ class TwoLevel:
                 f"{matrix.name} has {size} outputs, and {self.name} stores two in a byte; add --portable or use --int8."
             )
         stored = _Stored(self, matrix)
-        packed = graph.weight(matrix.name, "int8", stored.shape(width), stored.codes)
+        panels, columns = stored.panels
+        block = self._block(width)
+        packed = graph.weight(matrix.name, "int8", (panels, block, width // block, columns), stored.codes)
         # QLinearAdd reads what lies in no cache twice slower than Add does.
         both = graph.op("Add", packed, graph.constant(np.array(-LOWEST_CODE, np.int8)))
         upper = upper_half(graph, both)
@@ -119,13 +121,11 @@ class TwoLevel:
         return graph.op("Reshape", y, graph.op("Concat", outer, _shape(graph, size), axis=0))
 
     def _half(self, graph: GraphBuilder, x: Codes, codes: Value, stored: "_Stored", half: int) -> Value:
-        """The product of one half of the outputs → [N/2n, T, n]."""
+        """The product of one half of the outputs, from its codes [N/2n, block, K/block, n] → [N/2n, T, n]."""
         (_, width), name = stored.matrix.shape, f"{stored.matrix.name}:{HALVES[half]}"
-        block = self._block(width)
-        panels, _, columns = stored.shape(width)
-        shape = panels, 1, width // block, columns
-        values = graph.op("Reshape", codes, _shape(graph, panels, block, width // block, columns))
-        values = graph.op("Mul", values, graph.weight(f"{name}:multipliers", "int8", shape, stored.multipliers(half)))
+        panels, columns = stored.panels
+        shape = panels, 1, width // self._block(width), columns
+        values = graph.op("Mul", codes, graph.weight(f"{name}:multipliers", "int8", shape, stored.multipliers(half)))
         weights = graph.op("Reshape", values, _shape(graph, panels, width, columns))
         scales = graph.weight(f"{name}:scales", "float32", (panels, 1, columns), stored.scales(half))
         if not self.to_uint8:
@@ -159,21 +159,22 @@ class _Stored:
         """As `TwoLevel.quantize`."""
         return _joined([self._scheme.quantize(rows, self.matrix.importance) for rows in self.matrix.blocks()])
 
-    def shape(self, rows: int) -> tuple[int, int, int]:
-        """Panels of one half of the outputs: [N/2n, rows, n]."""
+    @property
+    def panels(self) -> tuple[int, int]:
+        """How many one half of the outputs has, N/2n, and the outputs n of each."""
         half = self.matrix.shape[0] // 2
         columns = gcd(PANEL, half)
-        return half // columns, rows, columns
+        return half // columns, columns
 
     def codes(self) -> Iterator[np.ndarray]:
         """Both halves in a byte."""
         by_place = self.levels.codes.transpose(0, 2, 1)  # [N,block,K/block]
         lower, upper = np.split(by_place.reshape(self.matrix.shape), 2)
-        return self._panels(lower + CODES * upper)
+        return self._transposed(lower + CODES * upper)
 
     def multipliers(self, half: int) -> Blocks:
         """Of one half."""
-        return lambda: self._panels(np.split(self.levels.multipliers, 2)[half])
+        return lambda: self._transposed(np.split(self.levels.multipliers, 2)[half])
 
     def scales(self, half: int) -> Blocks:
         """Of one half."""
@@ -185,9 +186,9 @@ class _Stored:
 
         return blocks
 
-    def _panels(self, values: np.ndarray) -> Iterator[np.ndarray]:
+    def _transposed(self, values: np.ndarray) -> Iterator[np.ndarray]:
         """[N/2, R] → each panel [R, n] as int8, modulo 256."""
-        _, _, columns = self.shape(len(values))
+        _, columns = self.panels
         for start in range(0, len(values), columns):
             yield values[start : start + columns].T.astype(np.int8)
 
