@@ -94,10 +94,11 @@ def test_products_in_blocks_see_an_even_number_of_rows(
     assert {length % 2 for length in lengths} == {count % 2 for count in tokens} == {0, 1}  # not even by chance
 
     counts = row_counts(folder, [*([each] for each in (*texts, *pictures)), [*texts[:3], pictures[0]]])
-    decoder = block_products(folder, DECODER, 4 if precision == "int4-portable" else 8)
+    four, eight = (block_products(folder, DECODER, bits) for bits in (4, 8))
     layers = Manifest.read(folder).text.num_hidden_layers
-    assert len(decoder) == 7 * layers  # all of them, those of the last layer too
-    for name in decoder | block_products(folder, VISION, 8):
+    # All of them, those of the last layer too; keys and values have eight bits.
+    assert (len(four), len(eight)) == ((5 * layers, 2 * layers) if precision == "int4-portable" else (0, 7 * layers))
+    for name in four | eight | block_products(folder, VISION, 8):
         assert {count % 2 for count in counts[name]} == {0}, name
     query = f"model.language_model.layers.{layers - 1}.self_attn.q_proj.weight"
     assert counts[query] == {2, 8}  # the last layer sees the last tokens only, twice

@@ -15,7 +15,7 @@ from random_checkpoint import TINY_2B
 
 from runtime import NotFiniteError, Qwen3VLEmbedder, Qwen3VLReranker, Skipped
 from runtime.commands.cli import main
-from runtime.manifest import DECODER, VISION
+from runtime.manifest import DECODER, VISION, Manifest
 
 Packages = Callable[..., Path]
 CLOSE = 1e-6
@@ -140,8 +140,9 @@ def test_a_nan_is_never_rounded_to_a_number(package: Packages, tmp_path: Path, p
     norms = [f"{layer}.{name}.weight" for name in ("input_layernorm", "self_attn.q_norm", "post_attention_layernorm")]
     products = [f"{layer}.self_attn.{name}_proj.weight" for name in "vo"]
     products += [f"{layer}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
-    scales = "lower:scales" if precision == "int4" else "scales"
-    for name in [*norms, *[f"{each}:{scales}" for each in products]]:
+    schemes = Manifest.read(whole).matrices
+    scales = [f"{each}:{'lower:' if 'two-level' in schemes[each] else ''}scales" for each in products]
+    for name in [*norms, *scales]:
         with pytest.raises(NotFiniteError, match=r"^inputs\[0\]: the result is not finite"):
             Qwen3VLEmbedder(damaged(whole, tmp_path / name, name, DECODER, WITHIN)).process(TEXTS[:1])
     for name in (
