@@ -82,7 +82,10 @@ class Scheme(Protocol):
 
 
 def products(graph: GraphBuilder, x: Value, layers: Sequence[Linear], schemes: Sequence[Scheme]) -> list[Value]:
-    """x [..., K] through layers that share it → one [..., N] each; consecutive equal schemes go together."""
+    """x [..., K] through layers that share it → one [..., N] each; consecutive equal schemes go together.
+
+    What two schemes calculate alike of x is in the graph twice; onnxruntime merges it when the graph is opened.
+    """
     outputs: list[Value] = []
     for scheme, pairs in groupby(zip(schemes, layers, strict=True), key=lambda pair: pair[0]):
         outputs += scheme.linear(graph, x, [layer for _, layer in pairs])
