@@ -55,11 +55,14 @@ def places(config: LlamaConfig) -> Iterator[Place]:
         yield Place((name("post_attention_layernorm"),), (gate, up))
 
 
-def fold(llama: Llama, statistics: Statistics, choose: Choose) -> tuple[Llama, dict[str, InputStatistics]]:
-    """The same function with the scales of `choose` moved into the weights, and the statistics that leaves."""
+def fold(
+    llama: Llama, statistics: Statistics, choose_for: Callable[[str], Choose]
+) -> tuple[Llama, dict[str, InputStatistics]]:
+    """The same function with scales moved into the weights, and the statistics that leaves."""
     weights, left = dict(llama.weights), dict(statistics)
     for place in places(llama.config):
         seen = statistics[place.consumers[0]]
+        choose = choose_for(place.consumers[0])
         scales = place.share(choose(seen, [weights[name] for name in place.consumers], place.share))
         for name in place.producers:
             producer = weights[name]

@@ -17,12 +17,12 @@ import numpy as np
 from bench import llama_peers
 from bench.gguf_file import GGUFFile
 from bench.llama import Llama, model_path, read_llama, read_tokenizer
-from bench.llama_fold import awq, fold, smoothed
+from bench.llama_fold import Choose, awq, fold, smoothed
 from bench.llama_run import Agreement, Judge, calibrate, hidden_states, token_ids
 from quant.blockwise import Blockwise
 from quant.per_token import PerToken
 from quant.schemes import Float, Scheme
-from quant.selection import KEPT_IN_INT8, PORTABLE_BLOCK, is_massive
+from quant.selection import ATTENTION, KEYS_AND_VALUES, PORTABLE_BLOCK, is_massive
 from quant.statistics import InputStatistics
 from quant.two_level import TwoLevel
 from runtime.graphs.probe import products_saturate
@@ -37,14 +37,15 @@ DOWN = "down_proj.weight"
 class Row:
     """A way to store all products. `scales`: none, smoothed or awq; `searched`: by the weight of their inputs.
 
-    `massive`: the scheme of down_proj where its input has massive activations; `values`: that of k_proj and v_proj.
+    `massive`: the scheme of down_proj where its input has massive activations; `kept`: that of what int4 keeps in 8
+    bits. Scales of awq are those of 4-bit matrices; others are smoothed.
     """
 
     scheme: Scheme
     scales: str = "none"
     searched: bool = False
     massive: Scheme | None = None
-    values: Scheme | None = None
+    kept: Scheme | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +65,8 @@ def int4(block: int) -> dict[str, Row]:
         f"int4-{block} searched": Row(scheme, searched=True),
         f"int4-{block} awq": Row(scheme, "awq"),
         f"int4-{block} awq searched": Row(scheme, "awq", searched=True),
-        f"int4-{block} awq searched values": Row(
-            scheme, "awq", searched=True, values=Blockwise(8, PORTABLE_BLOCK, symmetric=True)
+        f"int4-{block} awq searched kept": Row(
+            scheme, "awq", searched=True, kept=Blockwise(8, PORTABLE_BLOCK, symmetric=True)
         ),
     }
 
@@ -78,8 +79,8 @@ def two_level(block: int) -> dict[str, Row]:
         f"{name} searched": Row(scheme, searched=True),
         f"{name} awq": Row(scheme, "awq"),
         f"{name} awq searched": Row(scheme, "awq", searched=True),
-        f"{name} awq searched values": Row(scheme, "awq", searched=True, values=PerToken()),
-        f"{name} awq searched values massive": Row(scheme, "awq", searched=True, massive=INT8, values=PerToken()),
+        f"{name} awq searched kept": Row(scheme, "awq", searched=True, kept=PerToken()),
+        f"{name} awq searched kept massive": Row(scheme, "awq", searched=True, massive=INT8, kept=PerToken()),
     }
 
 
@@ -128,15 +129,23 @@ def prepare(num_calibration: int, num_evaluation: int) -> Material:
 def measure(material: Material, row: Row) -> Agreement:
     """Fold, quantise, run in onnxruntime, compare."""
     llama, statistics = material.llama, material.statistics
+
+    kept = ATTENTION if isinstance(row.scheme, TwoLevel) else KEYS_AND_VALUES
+
+    def stored(name: str) -> Scheme:
+        return row.kept if row.kept is not None and name.endswith(kept) else row.scheme
+
+    def choose_for(name: str) -> Choose:
+        scheme = stored(name)
+        is_awq = row.scales == "awq" and scheme is row.scheme and isinstance(scheme, Blockwise | TwoLevel)
+        return awq(scheme) if is_awq else smoothed
+
     if row.scales != "none":
-        choose = awq(row.scheme) if isinstance(row.scheme, Blockwise | TwoLevel) and row.scales == "awq" else smoothed
-        llama, statistics = fold(llama, statistics, choose)
+        llama, statistics = fold(llama, statistics, choose_for)
     massive = {name for name, seen in statistics.items() if name.endswith(DOWN) and is_massive(seen)}
 
     def scheme_for(name: str) -> Scheme:
-        if row.values is not None and name.endswith(KEPT_IN_INT8):
-            return row.values
-        return row.massive if row.massive is not None and name in massive else row.scheme
+        return row.massive if row.massive is not None and name in massive else stored(name)
 
     importance = {name: seen.mean_square for name, seen in statistics.items()} if row.searched else {}
     return material.judge.agreement(hidden_states(llama, scheme_for, importance, material.judge.ids))

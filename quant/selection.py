@@ -23,8 +23,10 @@ PORTABLE_BLOCK = 64  # loses two thirds of what 128 does, and takes a tenth long
 INT4_BLOCKS = (8, 16, 32, 64, 128)  # the first in two levels only
 # Blocks of 8 in two levels take the bytes of blocks of 32 with a float scale, and lose less.
 TWO_LEVEL_BLOCK, INT4_BLOCK = 8, 32
-# Of int4: a twelfth of the weights and a sixth of the loss.
-KEPT_IN_INT8 = ("self_attn.k_proj.weight", "self_attn.v_proj.weight")
+# What int4 keeps in int8. Keys and values are a twelfth of the weights and a sixth of the loss; in two levels all of
+# attention, a quarter and a third: a short text pays for unpacking each matrix.
+ATTENTION = tuple(f"self_attn.{name}_proj.weight" for name in "qkvo")
+KEYS_AND_VALUES = ATTENTION[1:3]
 # Largest |x| over the rms of the whole input: above it, one scale a token leaves the other channels no levels.
 MASSIVE_RATIO = 200.0
 
@@ -64,7 +66,8 @@ class Plan:
             return self._table()
         if self.precision in UNQUANTISED or name.startswith(KEPT_IN_FLOAT):
             return Float(self.kernels)
-        is_int4 = self.precision.startswith("int4") and name.startswith(DECODER) and not name.endswith(KEPT_IN_INT8)
+        kept = ATTENTION if self.two_level else KEYS_AND_VALUES
+        is_int4 = self.precision.startswith("int4") and name.startswith(DECODER) and not name.endswith(kept)
         if is_int4 and not self.two_level:
             return Blockwise(4, self.block or INT4_BLOCK, symmetric=False, kernels=self.kernels)
         portable = self.precision.endswith("-portable")
