@@ -58,7 +58,10 @@ def places(config: LlamaConfig) -> Iterator[Place]:
 def fold(
     llama: Llama, statistics: Statistics, choose_for: Callable[[str], Choose]
 ) -> tuple[Llama, dict[str, InputStatistics]]:
-    """The same function with scales moved into the weights, and the statistics that leaves."""
+    """The same function with scales moved into the weights, and the statistics that leaves.
+
+    `choose_for`: how the scales of a place are chosen, by the name of its first consumer.
+    """
     weights, left = dict(llama.weights), dict(statistics)
     for place in places(llama.config):
         seen = statistics[place.consumers[0]]
