@@ -60,4 +60,4 @@ def test_weights_stay_packed_and_every_matrix_is_unpacked_once(package: Packages
     assert found["QLinearAdd"] == 3 * layers and found["MatMulIntegerToFloat"] == (2 * 3 + 4) * layers
     portable = package(TINY_2B, "embedding", "int4-portable")
     sizes = [(each / f"{DECODER}.data").stat().st_size for each in (folder, portable)]
-    assert sizes[0] < 1.01 * sizes[1]  # blocks of 8 against blocks of 32 with float scales
+    assert sizes[0] < 1.01 * sizes[1]  # blocks of 8 beside int8 attention, against blocks of 32 with float scales
