@@ -20,9 +20,10 @@ from bench.llama import Llama, model_path, read_llama, read_tokenizer
 from bench.llama_fold import Choose, awq, fold, smoothed
 from bench.llama_run import Agreement, Judge, calibrate, hidden_states, token_ids
 from quant.blockwise import Blockwise
+from quant.fold import is_four_bit
 from quant.per_token import PerToken
 from quant.schemes import Float, Scheme
-from quant.selection import ATTENTION, KEYS_AND_VALUES, PORTABLE_BLOCK, is_massive
+from quant.selection import PORTABLE_BLOCK, is_kept, is_massive
 from quant.statistics import InputStatistics
 from quant.two_level import TwoLevel
 from runtime.graphs.probe import products_saturate
@@ -130,15 +131,14 @@ def measure(material: Material, row: Row) -> Agreement:
     """Fold, quantise, run in onnxruntime, compare."""
     llama, statistics = material.llama, material.statistics
 
-    kept = ATTENTION if isinstance(row.scheme, TwoLevel) else KEYS_AND_VALUES
-
     def stored(name: str) -> Scheme:
-        return row.kept if row.kept is not None and name.endswith(kept) else row.scheme
+        if row.kept is not None and is_kept(name, isinstance(row.scheme, TwoLevel)):
+            return row.kept
+        return row.scheme
 
     def choose_for(name: str) -> Choose:
         scheme = stored(name)
-        is_awq = row.scales == "awq" and scheme is row.scheme and isinstance(scheme, Blockwise | TwoLevel)
-        return awq(scheme) if is_awq else smoothed
+        return awq(scheme) if row.scales == "awq" and is_four_bit(scheme) else smoothed
 
     if row.scales != "none":
         llama, statistics = fold(llama, statistics, choose_for)

@@ -13,11 +13,17 @@ import numpy as np
 from export.blocks import RowRange
 from export.checkpoint import Checkpoint
 from export.config import ModelConfig
-from quant.blockwise import Blockwise
-from quant.fold import Fold, awq_scales, largest_by_column, rounding_error, shared_scales, smoothing_scales
+from quant.fold import (
+    Fold,
+    awq_scales,
+    is_four_bit,
+    largest_by_column,
+    rounding_error,
+    shared_scales,
+    smoothing_scales,
+)
 from quant.selection import Plan, is_massive
 from quant.statistics import InputStatistics
-from quant.two_level import TwoLevel
 
 TEXT, VISION = "model.language_model.layers", "model.visual"
 SAMPLED_ROWS = 256
@@ -60,7 +66,7 @@ def make_plan(
         matrices = [_matrix(checkpoint, name, folds) for name in place.consumers]
         measured = seen[place.consumers[0]]
         scheme = plan.scheme_for(place.consumers[0])
-        if isinstance(scheme, TwoLevel) or (isinstance(scheme, Blockwise) and scheme.bits == 4):
+        if is_four_bit(scheme):
             rows = np.concatenate([_sampled_rows(matrix) for matrix in matrices])
             wanted = awq_scales(measured, partial(rounding_error, scheme, rows, measured.mean_square))
         else:

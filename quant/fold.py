@@ -8,6 +8,7 @@ important inputs larger before they are rounded.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
+from typing import TypeGuard
 
 import numpy as np
 
@@ -68,6 +69,11 @@ def rounding_error(scheme: Blockwise | TwoLevel, rows: np.ndarray, importance: n
     scaled = rows * scales
     stored = scheme.rounded(scaled)
     return float((np.square((stored - scaled) / scales) * importance).sum())
+
+
+def is_four_bit(scheme: object) -> TypeGuard[Blockwise | TwoLevel]:
+    """Whether AWQ's scales suit a scheme; those of SmoothQuant suit the others."""
+    return isinstance(scheme, TwoLevel) or (isinstance(scheme, Blockwise) and scheme.bits == 4)
 
 
 def bounded(scales: np.ndarray) -> np.ndarray:

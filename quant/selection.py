@@ -23,10 +23,6 @@ PORTABLE_BLOCK = 64  # loses two thirds of what 128 does, and takes a tenth long
 INT4_BLOCKS = (8, 16, 32, 64, 128)  # the first in two levels only
 # Blocks of 8 in two levels take the bytes of blocks of 32 with a float scale, and lose less.
 TWO_LEVEL_BLOCK, INT4_BLOCK = 8, 32
-# What int4 keeps in int8. Keys and values are a twelfth of the weights and a sixth of the loss; in two levels all of
-# attention, a quarter and a third: a short text pays for unpacking each matrix.
-ATTENTION = tuple(f"self_attn.{name}_proj.weight" for name in "qkvo")
-KEYS_AND_VALUES = ATTENTION[1:3]
 # Largest |x| over the rms of the whole input: above it, one scale a token leaves the other channels no levels.
 MASSIVE_RATIO = 200.0
 
@@ -66,8 +62,7 @@ class Plan:
             return self._table()
         if self.precision in UNQUANTISED or name.startswith(KEPT_IN_FLOAT):
             return Float(self.kernels)
-        kept = ATTENTION if self.two_level else KEYS_AND_VALUES
-        is_int4 = self.precision.startswith("int4") and name.startswith(DECODER) and not name.endswith(kept)
+        is_int4 = self.precision.startswith("int4") and name.startswith(DECODER) and not is_kept(name, self.two_level)
         if is_int4 and not self.two_level:
             return Blockwise(4, self.block or INT4_BLOCK, symmetric=False, kernels=self.kernels)
         portable = self.precision.endswith("-portable")
@@ -88,6 +83,15 @@ class Plan:
 
 
 FLOAT32 = Plan("fp32")
+
+
+def is_kept(name: str, two_level: bool) -> bool:
+    """Whether int4 keeps the decoder's matrix `name` in 8 bits.
+
+    Keys and values are a twelfth of the weights and a sixth of the loss; in two levels all of attention, a quarter and
+    a third: a short text pays for unpacking each matrix.
+    """
+    return name.endswith(tuple(f"self_attn.{each}_proj.weight" for each in ("qkvo" if two_level else "kv")))
 
 
 def is_massive(statistics: InputStatistics) -> bool:

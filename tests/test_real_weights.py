@@ -92,7 +92,7 @@ def test_so_it_does_in_blocks_which_lose_more_than_two_levels(material: Material
     blockwise = found["int4-32 awq searched"]
     assert blockwise.kl < WEIGHTED_AWQ * found["int4-32"].kl
     assert blockwise.centred_cosine > 0.95 > found["int4-32"].centred_cosine
-    # Of the same bytes, and of fewer.
+    # 5.75 bits a weight on average, 5.3 and 5.1.
     assert found[EXPORTED].kl < found["int4-32 awq searched kept"].kl < blockwise.kl
 
 
