@@ -38,7 +38,6 @@ class Codes:
     """A quantised input [..., K]; what its codes mean is multiplied by the `scales` [..., 1] of the tokens."""
 
     values: Value
-    step: Value
     zero: Value
     scales: Value
 
@@ -61,7 +60,7 @@ class PerToken:
 
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """Quantise x [..., K] once, multiply by each layer → [..., N]."""
-        codes = token_codes(graph, x, layers[0].after_gelu)
+        codes = token_codes(graph, x, layers)
         return [finished(graph, self._product(graph, codes, layer.weight), layer, codes.scales) for layer in layers]
 
     def rows(self, graph: GraphBuilder, table: Matrix, ids: Value) -> Value:
@@ -90,16 +89,20 @@ def row_scales(rows: np.ndarray) -> np.ndarray:
     return scales
 
 
-def token_codes(graph: GraphBuilder, x: Value, after_gelu: bool) -> Codes:
-    """Quantise x [..., K] with one scale a token."""
-    grid = AFTER_GELU if after_gelu else SYMMETRIC
-    axis, smallest = graph.constant(np.array([-1], np.int64)), _number(graph, SMALLEST_TOKEN)
+def token_codes(graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> Codes:
+    """Quantise x [..., K], which `layers` share, with one scale a token."""
+    grid = AFTER_GELU if layers[0].after_gelu else SYMMETRIC
+    axis, lost = graph.constant(np.array([-1], np.int64)), not_finite(graph, x)
     # Both ends are read faster than |x| is written.
-    lowest = graph.op("Mul", graph.op("ReduceMin", x, axis), _number(graph, -grid.above / grid.below))
-    largest = graph.op("Max", graph.op("ReduceMax", x, axis), lowest, smallest)  # [..., 1]
-    largest = graph.op("Add", largest, not_finite(graph, x))
-    step, zero = _number(graph, 1 / grid.above), graph.constant(np.array(grid.zero, np.uint8))
-    return Codes(graph.op("QuantizeLinear", graph.op("Div", x, largest), step, zero), step, zero, largest)
+    below = graph.op("Mul", graph.op("ReduceMin", x, axis), _number(graph, -1 / grid.below))
+    above = graph.op("Mul", graph.op("ReduceMax", x, axis), _number(graph, 1 / grid.above))
+    scales = graph.op("Max", above, below, _number(graph, SMALLEST_TOKEN / grid.above))  # [..., 1]
+    scales = graph.op("Add", scales, lost)
+    zero = graph.constant(np.array(grid.zero, np.uint8))
+    zeros = graph.op("QuantizeLinear", lost, _number(graph, 1), zero)  # [..., 1]
+    # A token is a block of its own: dividing by the scales in another pass would take twice to three times as long.
+    width = layers[0].weight.shape[1]
+    return Codes(graph.op("QuantizeLinear", x, scales, zeros, axis=-1, block_size=width), zero, scales)
 
 
 def finished(graph: GraphBuilder, y: Value, layer: Linear, scales: Value) -> Value:
@@ -114,7 +117,7 @@ def finished(graph: GraphBuilder, y: Value, layer: Linear, scales: Value) -> Val
 
 def integer_product(graph: GraphBuilder, x: Codes, weight: Value, scales: Value, zero: Value | None = None) -> Value:
     """Codes [..., K] by 8-bit codes [..., K, N] → float32 [..., N]; `zero` point of uint8 weights, if any."""
-    inputs = [x.values, weight, x.step, scales, x.zero, *([] if zero is None else [zero])]
+    inputs = [x.values, weight, _number(graph, 1), scales, x.zero, *([] if zero is None else [zero])]
     return graph.op("MatMulIntegerToFloat", *inputs, domain="com.microsoft")
 
 

@@ -84,7 +84,7 @@ class TwoLevel:
 
     def linear(self, graph: GraphBuilder, x: Value, layers: Sequence[Linear]) -> list[Value]:
         """Quantise x [..., K] once, unpack and multiply by each layer → [..., N]."""
-        codes = token_codes(graph, x, layers[0].after_gelu)
+        codes = token_codes(graph, x, layers)
         outer = graph.op("Shape", x, end=-1)
         codes = replace(codes, values=self._by_place(graph, codes.values, layers[0].weight.shape[1]))
         products = (self._product(graph, codes, outer, layer.weight) for layer in layers)
