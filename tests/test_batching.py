@@ -1,6 +1,8 @@
 """Prompts packed by tokens, long ones in chunks, a common beginning computed once: the same numbers in fewer tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,10 +10,11 @@ import numpy as np
 import pytest
 from random_checkpoint import TINY_2B, TINY_8B, Shape
 
-from runtime.graphs.batching import Batches, common_length, packs
+from runtime.graphs.batching import LONGEST_PREAMBLE, Batches, common_length, packs
 from runtime.graphs.decoder import Prompt
 from runtime.graphs.graph import NOWHERE, Arrays, Graph
 from runtime.graphs.model import Model
+from runtime.graphs.past import KEPT, KeptPasts
 from runtime.graphs.target import TARGETS
 from runtime.graphs.vision import VisualFeatures
 from runtime.manifest import Manifest
@@ -151,9 +154,7 @@ def test_the_beginning_is_kept_and_cut_for_later_parts(opened: Opened) -> None:
     batches = Batches(opened.model.decoder, 256)
     for part, expected in zip(parts, alone, strict=True):
         opened.watched.calls.clear()
-        found = {index: row for indexes, rows in batches.pooled(part) for index, row in zip(indexes, rows, strict=True)}
-        together = np.stack([found[index] for index in range(len(part))])
-        np.testing.assert_allclose(together, expected, rtol=0, atol=bound)
+        np.testing.assert_allclose(numbers(batches, part), expected, rtol=0, atol=bound)
         if part[0] is every[0]:
             assert {past for _, past in opened.watched.calls} == ({0, 59} if part is every else {59})
         else:  # as far as the beginning goes, but never all of a prompt
@@ -181,6 +182,89 @@ def test_a_past_may_be_used_again(opened: Opened) -> None:
         chosen = list(order)
         found = opened.together([prompts[index] for index in chosen], batch_tokens=256)
         np.testing.assert_allclose(found, expected[chosen], rtol=0, atol=close(opened) * np.abs(expected).max())
+
+
+def with_preamble(prompt: Prompt, length: int) -> Prompt:
+    return replace(prompt, sequence=replace(prompt.sequence, preamble=length))
+
+
+def numbers(batches: Batches, prompts: Sequence[Prompt]) -> np.ndarray:
+    found = {index: row for indexes, rows in batches.pooled(prompts) for index, row in zip(indexes, rows, strict=True)}
+    return np.stack([found[index] for index in range(len(prompts))])
+
+
+def test_a_preamble_is_computed_for_the_second_request_and_kept(opened: Opened) -> None:
+    """An odd number of tokens; one prompt, several, one of a single token behind it, one as long as may be."""
+    long = opened.prompt(13).sequence.input_ids
+    prompts = []
+    for number, length in enumerate([1, 8, 11, 39]):
+        ids = np.concatenate([long, opened.prompt(length, seed=number + 1).sequence.input_ids])
+        prompts.append(with_preamble(Prompt(TokenSequence(ids, ids < 0, ())), 13))
+    expected = opened.alone(prompts)
+    preambles = KeptPasts()
+    opened.watched.calls.clear()
+    calls = []
+    for chosen in ([1], [2], [0], [3], [0, 1, 2], [1]):
+        batches = Batches(opened.model.decoder, 256, preambles)
+        found = numbers(batches, [prompts[index] for index in chosen])
+        np.testing.assert_allclose(found, expected[chosen], rtol=0, atol=close(opened) * np.abs(expected).max())
+        calls.append(list(opened.watched.calls))
+        opened.watched.calls.clear()
+    assert calls[0] == [((1, 22), 0)]
+    assert calls[1] == [((1, 14), 0), ((1, 12), 13)]
+    assert calls[2:4] == [[((1, 2), 13)], [((1, 40), 13)]]
+    assert [past for _, past in calls[4]] == [13] * len(calls[4])
+    assert calls[5] == [((1, 8), 13)]
+
+
+def test_where_a_preamble_is_not_used(opened: Opened) -> None:
+    """A prompt that is much longer, one with none, two with different ones, one that is nothing but its preamble."""
+    preambles = KeptPasts()
+    other = opened.prompt(30, seed=1)
+    longest = with_preamble(opened.prompt(200), LONGEST_PREAMBLE + 1)
+    for prompts in (
+        [with_preamble(opened.prompt(53), 13)],
+        [opened.prompt(30)],
+        [with_preamble(opened.prompt(30), 13), with_preamble(other, 13)],
+        [with_preamble(opened.prompt(13), 13)],
+        [longest],
+    ):
+        for _ in range(3):
+            opened.watched.calls.clear()
+            numbers(Batches(opened.model.decoder, 256, preambles), prompts)
+            assert [past for _, past in opened.watched.calls] == [0], len(prompts[0])
+
+
+def test_few_preambles_are_kept(opened: Opened) -> None:
+    """What was used last stays; an instruction that comes but once costs nothing."""
+    preambles = KeptPasts()
+
+    def pasts(seed: int) -> list[int]:
+        opened.watched.calls.clear()
+        numbers(Batches(opened.model.decoder, 256, preambles), [with_preamble(opened.prompt(20, seed=seed), 13)])
+        return [past for _, past in opened.watched.calls]
+
+    assert pasts(0) == [0] and pasts(0) == [0, 13]
+    for seed in range(1, 3 * KEPT):
+        assert pasts(seed) == [0]
+        assert pasts(0) == [13]
+    for seed in range(100, 100 + KEPT):
+        assert pasts(seed) == [0]
+    assert pasts(0) == [0]
+
+
+def test_threads_share_preambles(opened: Opened) -> None:
+    prompts = [with_preamble(opened.prompt(20 + seed, seed=seed % 3), 13) for seed in range(12)]
+    expected = opened.alone(prompts)
+    preambles = KeptPasts()
+
+    def alone(prompt: Prompt) -> np.ndarray:
+        return numbers(Batches(opened.model.decoder, 256, preambles), [prompt])[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = np.stack(list(pool.map(alone, prompts * 3)))
+    bound = close(opened) * np.abs(expected).max()
+    np.testing.assert_allclose(found, np.concatenate([expected] * 3), rtol=0, atol=bound)
 
 
 def padded_tokens(lengths: Sequence[int], found: Sequence[Sequence[int]]) -> int:

@@ -1,6 +1,7 @@
 """Batches as GroupQueryAttention takes them without query_seqlens: many rows without a past, or one row after it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from runtime.graphs.batching import Batches, packs
 from runtime.graphs.decoder import Prompt, Span
 from runtime.graphs.graph import NOWHERE, Arrays, Graph
 from runtime.graphs.model import Model
+from runtime.graphs.past import KeptPasts
 from runtime.graphs.target import TARGETS
 from runtime.graphs.vision import VisualFeatures
 from runtime.manifest import Manifest
@@ -108,6 +110,16 @@ def test_a_worthwhile_beginning_is_computed_once_and_continued_a_row_at_a_time(o
     assert first == (1, LONG, 0)
     assert sorted(rest) == [(1, length, LONG) for length in (1, 2, 9, 31, 64)]
     require_close(found, opened.alone(prompts))
+
+
+def test_a_preamble_is_not_worth_a_call(opened: Opened) -> None:
+    """Its tokens cost less than starting the operators once more."""
+    sequence = opened.prompt(24).sequence
+    prompt, preambles = Prompt(replace(sequence, preamble=13)), KeptPasts()
+    for _ in range(3):
+        opened.watched.calls.clear()
+        list(Batches(opened.model.decoder, 4096, preambles).pooled([prompt]))
+        assert opened.watched.calls == [(1, 24, 0)]
 
 
 def test_a_short_beginning_is_not_worth_a_call_for_every_row(opened: Opened) -> None:

@@ -2,7 +2,7 @@
 
 import base64
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from random_checkpoint import TINY_2B, Shape
 from video_files import write_video
 
 from runtime import Qwen3VLEmbedder
+from runtime.graphs.decoder import Decoder, Span
+from runtime.graphs.past import Past
 
 Packages = Callable[[Shape, Task], Path]
 CLOSE = 1e-6  # float32 sums in another order
@@ -103,6 +105,26 @@ def test_batches_change_neither_vectors_nor_their_order(
     rows = Qwen3VLEmbedder(folder, batch_tokens=batch_tokens).process(ITEMS)
     assert np.abs(rows - embedder.process(ITEMS)).max() <= CLOSE
     assert np.abs(rows[::-1] - embedder.process(ITEMS[::-1])).max() <= CLOSE
+
+
+def test_a_short_text_does_not_compute_the_preamble_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, pasts = Qwen3VLEmbedder(folder), list[int]()
+
+    def pooled(decoder: Decoder, batch: Sequence[Span], past: Past | None = None) -> np.ndarray:
+        pasts.append(0 if past is None else past.length)
+        return compute(decoder, batch, past)
+
+    compute = Decoder.pooled
+    monkeypatch.setattr(Decoder, "pooled", pooled)
+    vectors = [embedder.process([{"text": text}]) for text in ("a duck", "a cat", "a duck")]
+    preamble = pasts[-1]
+    assert preamble > 5 and pasts == [0, preamble, preamble]
+    assert np.abs(vectors[2] - vectors[0]).max() < CLOSE
+    asked = [embedder.process([TEXT | {"instruction": "Find the bird."}]) for _ in range(2)]
+    assert pasts[3] == 0 and pasts[4] not in (0, preamble)
+    assert np.abs(asked[1] - asked[0]).max() < CLOSE
+    embedder.process([TEXT, {"image": picture(1, (400, 400))}])
+    assert pasts[5] == 0, "a longer prompt goes without"
 
 
 def test_every_form_of_a_picture_gives_the_same_vector(embedder: Qwen3VLEmbedder, png: Path) -> None:

@@ -86,6 +86,21 @@ def test_special_tokens_are_allowed_as_in_the_reference(tokenizers: Any, referen
     assert found.count(SPECIAL_TOKENS.index(token) + ENDOFTEXT) >= 4
 
 
+def test_a_preamble_is_what_every_text_comes_after(tokenizers: Any) -> None:
+    """Also where a text begins as no other does, with marks of turns of its own, or is cut off."""
+    embedder = tokenizers["embedding"]
+    ids = [embedder.embedding_ids(embedding_text(text), 8192) for text in (*TEXTS, "<|im_start|>user\n")]
+    length = embedder.preamble(ids[0])
+    assert {embedder.preamble(each) for each in ids} == {length}
+    assert {tuple(each[:length]) for each in ids} == {tuple(ids[0][:length])}
+    template = f"<|im_start|>system\n{OPTIONS['embedding'].default_instruction}<|im_end|>\n<|im_start|>user"
+    assert ids[0][:length].tolist() == [*embedder.embedding_ids(template, 8192)[:-1]]
+    assert embedder.preamble(embedder.embedding_ids(embedding_text("a"), length - 2)) == 0
+    pairs = [tokenizers["reranker"].rerank_ids(rerank_text(text, "a"), 10240) for text in TEXTS]
+    length = tokenizers["reranker"].preamble(pairs[0])
+    assert length > 20 and len({tuple(each[:length]) for each in pairs}) == 1
+
+
 @pytest.mark.parametrize("max_length", [2, 25, 60])
 def test_the_embedder_cuts_from_the_right_and_keeps_endoftext(tokenizers: Any, reference: Any, max_length: int) -> None:
     for text in ("", "short", "word " * 2000, " ".join(SCRIPTS)):

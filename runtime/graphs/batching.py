@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.graphs.decoder import Decoder, Prompt, Span
-from runtime.graphs.past import Past
+from runtime.graphs.past import KeptPasts, Past
 from runtime.graphs.target import TARGETS, Target
 
 # A common beginning is computed apart where it saves at least this many tokens.
 WORTH_SHARING = 96
+# A preamble of at most so many tokens is kept from call to call (at 2B 229 kB a token), and used by prompts of at most
+# so many times its length: longer ones save little, and the past has room for all of a prompt.
+LONGEST_PREAMBLE, PREAMBLE_SHARE = 64, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +27,14 @@ class Beginning:
 class Batches:
     """The prompts of one request, given in one or several parts; `batch_tokens` go through the decoder in a call.
 
-    Longer prompts go alone, in chunks of that many tokens. What all prompts so far begin with is kept as a past.
+    Longer prompts go alone, in chunks of that many tokens. What all prompts so far begin with is kept as a past, and
+    the preamble of short ones in `preambles`, for the requests that follow.
     """
 
-    def __init__(self, decoder: Decoder, batch_tokens: int):
+    def __init__(self, decoder: Decoder, batch_tokens: int, preambles: KeptPasts | None = None):
         self._decoder, self._batch_tokens, self._target = decoder, batch_tokens, decoder.target
         self._beginning: Beginning | None = None
+        self._preambles = preambles
 
     def pooled(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], np.ndarray]]:
         """(indexes, outputs float32 [B, D] or [B]) of one decoder call after the other, every prompt once."""
@@ -58,10 +63,25 @@ class Batches:
             return known.past.cut(shared) if shared * len(prompts) > self._calls_cost(prompts) else None
         shared = common_length(prompts, shortest)
         if shared * (len(prompts) - 1) < WORTH_SHARING + self._calls_cost(prompts):
-            return None
-        past = self._extended(Span(prompts[0], 0, shared), self._decoder.empty_past(self._target.capacity(shared)))
+            return self._preamble(prompts, shared)
+        past = self._first(prompts[0], shared)
         self._beginning = Beginning(prompts[0], past)
         return past
+
+    def _preamble(self, prompts: Sequence[Prompt], shared: int) -> Past | None:
+        """That of a preamble which all of these prompts have, None where it does not pay or comes for the first time.
+
+        They begin with `shared` equal tokens.
+        """
+        ids = prompts[0].sequence.input_ids[: prompts[0].sequence.preamble]
+        pays = 0 < len(ids) <= min(shared, LONGEST_PREAMBLE, self._batch_tokens) and self._target.past_tokens
+        if self._preambles is None or not pays or max(map(len, prompts)) > PREAMBLE_SHARE * len(ids):
+            return None
+        return self._preambles.get(ids, lambda: self._first(prompts[0], len(ids)))
+
+    def _first(self, prompt: Prompt, length: int) -> Past:
+        """The past of a prompt's first tokens."""
+        return self._extended(Span(prompt, 0, length), self._decoder.empty_past(self._target.capacity(length)))
 
     def _calls_cost(self, prompts: Sequence[Prompt]) -> int:
         """What a past costs the prompts, in tokens: a call each where rows after a past do not go together."""

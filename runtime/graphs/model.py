@@ -9,6 +9,7 @@ import numpy as np
 from runtime.graphs.batching import Batches
 from runtime.graphs.decoder import Decoder, Prompt
 from runtime.graphs.graph import OpenGraph, open_graph
+from runtime.graphs.past import KeptPasts
 from runtime.graphs.probe import products_saturate
 from runtime.graphs.vision import VisionEncoder
 from runtime.manifest import DECODER, DECODER_UINT8, VISION, Manifest
@@ -34,6 +35,7 @@ class Model:
     ):
         self.manifest = manifest
         self.decoder = Decoder(open_graph(folder / decoder_file(manifest), providers, threads), manifest)
+        self.preambles = KeptPasts()
         open_vision = partial(open_graph, folder / VISION, providers, threads)
         self.vision = VisionEncoder(manifest.vision, open_vision, keep_vision)
 

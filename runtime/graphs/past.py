@@ -3,13 +3,16 @@
 Shapes: B rows, C capacity, P tokens held, H key/value heads, h head_dim.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from runtime.manifest import TextConfig
 
 KINDS = ("key", "value")
+KEPT = 4  # an embedder's instructions for queries and documents, and some more
 
 
 @dataclass(eq=False)
@@ -58,6 +61,21 @@ class Past:
         new = np.zeros((rows, old.shape[1], capacity, old.shape[3]), np.float32)
         new[:, :, : self.length] = old[:1, :, : self.length]
         return new
+
+
+class KeptPasts:
+    """The pasts of what prompts began with lately, by their token ids. May be used from several threads."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, Past | None] = {}  # replaced as a whole, what was used last comes first
+
+    def get(self, ids: np.ndarray, compute: Callable[[], Past]) -> Past | None:
+        """The past of `ids` int64 [P], to be read only; computed the second time that it is asked for, None before."""
+        key, kept = ids.tobytes(), self._kept
+        past = kept[key] or compute() if key in kept else None
+        latest = {key: past} | {other: kept[other] for other in kept if other != key}
+        self._kept = dict(islice(latest.items(), KEPT))
+        return past
 
 
 def empty_past(text: TextConfig, rows: int, capacity: int) -> Past:

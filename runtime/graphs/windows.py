@@ -45,7 +45,7 @@ class Request:
 
     def __init__(self, model: Model, batch_tokens: int, errors: Errors | None = None):
         self._seen = SeenVisuals(model.vision)
-        self._batches = Batches(model.decoder, batch_tokens)
+        self._batches = Batches(model.decoder, batch_tokens, model.preambles)
         self._batch_tokens, self._errors = batch_tokens, errors
 
     def features(self, visuals: Sequence[Visual], where: str) -> tuple[VisualFeatures, ...]:

@@ -73,11 +73,15 @@ class Loaded:
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:
-    """One prompt: input_ids int64 [S], is_visual bool [S], blocks (rows, columns) of merged cells in order."""
+    """One prompt: input_ids int64 [S], is_visual bool [S], blocks (rows, columns) of merged cells in order.
+
+    The first `preamble` tokens are in front of what the user gives: system turn and instruction.
+    """
 
     input_ids: np.ndarray
     is_visual: np.ndarray
     blocks: tuple[tuple[int, int], ...]
+    preamble: int = 0
 
 
 class Encoder:
@@ -165,7 +169,7 @@ class Encoder:
         blocks = tuple(
             (visual.grid[1] // merge, visual.grid[2] // merge) for visual in visuals for _ in range(visual.grid[0])
         )
-        return TokenSequence(ids, self.tokenizer.is_visual(ids), blocks)
+        return TokenSequence(ids, self.tokenizer.is_visual(ids), blocks, self.tokenizer.preamble(ids))
 
 
 def make_encoder(folder: Path, vision: VisionConfig, tokens: TokenIds, options: EncodeOptions) -> Encoder:

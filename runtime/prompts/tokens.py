@@ -17,6 +17,8 @@ SpecialTokens = Literal["allow", "escape", "refuse"]
 SPECIAL_TOKENS: tuple[SpecialTokens, ...] = ("allow", "escape", "refuse")
 # truncate_tokens_optimized leaves the turn's last tokens aside: <|im_end|> \n <|im_start|> assistant \n
 KEPT_TAIL = 5
+# What a turn begins with: <|im_start|> user. The \n behind them may be one token with what follows.
+TURN, TURN_TOKENS = "<|im_start|>", 2
 
 
 class PromptTokenizer:
@@ -33,7 +35,7 @@ class PromptTokenizer:
             raise
         except BaseException as error:  # tokenizers raises bare Exception for any defect, or panics, which is none
             raise PackageError(f"{path} cannot be read ({error}); export the package again.") from error
-        self._tokens = tokens
+        self._tokens, self._turn = tokens, self._tokenizer.token_to_id(TURN)
         self._special = np.array(tokens.special, np.int64)
         self._special_texts = tuple(self._tokenizer.id_to_token(token) for token in tokens.special)
         self._pad_texts = tuple(self._tokenizer.id_to_token(token) for token in (tokens.image, tokens.video))
@@ -94,6 +96,11 @@ class PromptTokenizer:
         """Which ids are visual pads, bool of the same shape."""
         visual: np.ndarray = (ids == self._tokens.image) | (ids == self._tokens.video)
         return visual
+
+    def preamble(self, ids: np.ndarray) -> int:
+        """How many of a prompt's ids stand before what its user turn says, 0 where there is no such turn."""
+        turns = np.flatnonzero(ids == self._turn)
+        return int(turns[1]) + TURN_TOKENS if len(turns) > 1 else 0
 
     def _ids(self, prompt: str) -> np.ndarray:
         return np.array(self._tokenizer.encode(prompt, add_special_tokens=False).ids, np.int64)
