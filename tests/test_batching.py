@@ -217,6 +217,25 @@ def test_a_preamble_is_computed_for_the_second_request_and_kept(opened: Opened) 
     assert calls[5] == [((1, 8), 13)]
 
 
+def test_a_kept_preamble_or_a_longer_beginning(opened: Opened) -> None:
+    """Many prompts that only the preamble is common to need no call for it; what is much longer gets its own."""
+    preambles = KeptPasts()
+    prompts = [with_preamble(opened.prompt(40), 13) for _ in range(16)]
+    for number, prompt in enumerate(prompts):
+        prompt.sequence.input_ids[14:] = number
+    alike = [with_preamble(opened.prompt(40), 13) for _ in range(16)]
+    for number, prompt in enumerate(alike):
+        prompt.sequence.input_ids[30:] = number
+    pasts = []
+    for chosen in (prompts, prompts, prompts, alike):
+        expected = opened.alone(chosen)
+        opened.watched.calls.clear()
+        found = numbers(Batches(opened.model.decoder, 1024, preambles), chosen)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=close(opened) * np.abs(expected).max())
+        pasts.append([past for _, past in opened.watched.calls])
+    assert pasts == [[0, 14], [0, 13], [13], [0, 30]]
+
+
 def test_where_a_preamble_is_not_used(opened: Opened) -> None:
     """A prompt that is much longer, one with none, two with different ones, one that is nothing but its preamble."""
     preambles = KeptPasts()

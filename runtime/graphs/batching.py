@@ -62,8 +62,11 @@ class Batches:
             shared = common_length([known.prompt, *prompts], min(known.past.length, shortest))
             return known.past.cut(shared) if shared * len(prompts) > self._calls_cost(prompts) else None
         shared = common_length(prompts, shortest)
+        kept = self._preamble(prompts, shared)
+        if kept is not None and (shared - kept.length) * (len(prompts) - 1) < self._target.call_cost + kept.length:
+            return kept  # computing it once more with what little is common behind it would cost more than it saves
         if shared * (len(prompts) - 1) < WORTH_SHARING + self._calls_cost(prompts):
-            return self._preamble(prompts, shared)
+            return kept
         past = self._first(prompts[0], shared)
         self._beginning = Beginning(prompts[0], past)
         return past
