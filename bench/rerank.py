@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from runtime import Qwen3VLReranker
+from runtime.graphs.past import KeptPasts
 from runtime.graphs.windows import Entry, Request
 from runtime.planning.machine import machine_facts
 from runtime.prompts.inputs import parse_request
@@ -46,8 +47,12 @@ def requests() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def pair_by_pair(reranker: Qwen3VLReranker, request: dict[str, Any]) -> list[float]:
-    """Each pair a request of its own."""
-    return [reranker.process({**request, "documents": [each]})[0] for each in request["documents"]]
+    """Each pair a request of its own, nothing kept in between."""
+    scores = []
+    for each in request["documents"]:
+        reranker.package.model.preambles = KeptPasts()
+        scores += reranker.process({**request, "documents": [each]})
+    return scores
 
 
 def pictures_once(reranker: Qwen3VLReranker, request: dict[str, Any]) -> list[float]:
@@ -57,6 +62,7 @@ def pictures_once(reranker: Qwen3VLReranker, request: dict[str, Any]) -> list[fl
     features = Request(reranker.package.model, reranker.batch_tokens).features(query.visuals, "query")
     scores = []
     for entry in reranker._entries(query, parsed, None):
+        reranker.package.model.preambles = KeptPasts()
         alone = Request(reranker.package.model, reranker.batch_tokens)
         scores += [
             _probability(logits) for _, logits in alone.pooled([Entry(0, entry.where, entry.sequence, ())], features)
