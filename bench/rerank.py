@@ -71,7 +71,8 @@ def pictures_once(reranker: Qwen3VLReranker, request: dict[str, Any]) -> list[fl
 
 
 def together(reranker: Qwen3VLReranker, request: dict[str, Any]) -> list[float]:
-    """What `process` does."""
+    """What `process` does in the first request."""
+    reranker.package.model.preambles = KeptPasts()
     return reranker.process(request)
 
 
