@@ -34,7 +34,7 @@ class Batches:
     def __init__(self, decoder: Decoder, batch_tokens: int, preambles: KeptPasts | None = None):
         self._decoder, self._batch_tokens, self._target = decoder, batch_tokens, decoder.target
         self._beginning: Beginning | None = None
-        self._preambles = preambles
+        self._preambles = preambles or KeptPasts()
 
     def pooled(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], np.ndarray]]:
         """(indexes, outputs float32 [B, D] or [B]) of one decoder call after the other, every prompt once."""
@@ -62,25 +62,26 @@ class Batches:
             shared = common_length([known.prompt, *prompts], min(known.past.length, shortest))
             return known.past.cut(shared) if shared * len(prompts) > self._calls_cost(prompts) else None
         shared = common_length(prompts, shortest)
-        kept = self._preamble(prompts, shared)
-        if kept is not None and (shared - kept.length) * (len(prompts) - 1) < self._target.call_cost + kept.length:
-            return kept  # computing it once more with what little is common behind it would cost more than it saves
-        if shared * (len(prompts) - 1) < WORTH_SHARING + self._calls_cost(prompts):
-            return kept
+        others, preamble = len(prompts) - 1, self._preamble(prompts, shared)
+        pays = shared * others >= WORTH_SHARING + self._calls_cost(prompts)
+        # Where little is common behind a kept preamble, computing it once more with that costs more than it saves.
+        if preamble and (not pays or (shared - preamble) * others < self._target.call_cost + preamble):
+            ids = prompts[0].sequence.input_ids[:preamble]
+            kept = self._preambles.get(ids, lambda: self._first(prompts[0], preamble))
+            if kept is not None:
+                return kept
+        if not pays:
+            return None
         past = self._first(prompts[0], shared)
         self._beginning = Beginning(prompts[0], past)
         return past
 
-    def _preamble(self, prompts: Sequence[Prompt], shared: int) -> Past | None:
-        """That of a preamble which all of these prompts have, None where it does not pay or comes for the first time.
-
-        They begin with `shared` equal tokens.
-        """
-        ids = prompts[0].sequence.input_ids[: prompts[0].sequence.preamble]
-        pays = 0 < len(ids) <= min(shared, LONGEST_PREAMBLE, self._batch_tokens) and self._target.past_tokens
-        if self._preambles is None or not pays or max(map(len, prompts)) > PREAMBLE_SHARE * len(ids):
-            return None
-        return self._preambles.get(ids, lambda: self._first(prompts[0], len(ids)))
+    def _preamble(self, prompts: Sequence[Prompt], shared: int) -> int:
+        """The length of a preamble that is worth keeping for these prompts, which begin with `shared` equal tokens."""
+        length = prompts[0].sequence.preamble
+        short = length <= min(shared, LONGEST_PREAMBLE, self._batch_tokens)
+        worth = short and max(map(len, prompts)) <= PREAMBLE_SHARE * length
+        return length if worth and self._target.past_tokens else 0
 
     def _first(self, prompt: Prompt, length: int) -> Past:
         """The past of a prompt's first tokens."""
