@@ -9,18 +9,26 @@ import onnxruntime
 from bench.speed_cases import IMAGE_PAD, MERGE, Case, input_ids, patches
 from bench.speed_worker import Run, reply_channel, serve
 from runtime.graphs.decoder import Prompt
-from runtime.graphs.graph import OpenGraph, open_graph
+from runtime.graphs.graph import OpenGraph
+from runtime.graphs.memory import MemoryPolicy, memory_policy
 from runtime.graphs.model import Model
 from runtime.graphs.session import require_providers
+from runtime.graphs.target import TARGETS
 from runtime.manifest import Manifest
 from runtime.media.image import Visual
 from runtime.prompts.encode import TokenSequence
 
 
-def open_model(folder: Path, threads: int, open_graph: OpenGraph = open_graph) -> Model:
-    """The sessions of a package on the CPU."""
+def open_model(folder: Path, threads: int, open_graph: OpenGraph | None = None) -> Model:
+    """The sessions of a package on the CPU, in the normal mode unless `open_graph` opens them."""
     manifest = Manifest.read(folder)
-    return Model(folder, manifest, require_providers(None, manifest.target, folder), threads, open_graph)
+    providers = require_providers(None, manifest.target, folder)
+    return Model(folder, manifest, providers, threads, open_graph or policy_of(manifest).open_graph)
+
+
+def policy_of(manifest: Manifest) -> MemoryPolicy:
+    """What the normal mode means for a package."""
+    return memory_policy("normal", manifest.matrices, TARGETS[manifest.target])
 
 
 def prepare(model: Model, case: Case) -> Run:
@@ -31,11 +39,14 @@ def prepare(model: Model, case: Case) -> Run:
         rows, columns = case.grid
         visuals = [Visual(patches(case)[None], (1, rows, columns), None, MERGE)]
         blocks = ((rows // MERGE, columns // MERGE),)
+    batch_tokens = policy_of(model.manifest).batch_tokens
     sequences = [TokenSequence(ids, ids == IMAGE_PAD, blocks) for ids in input_ids(case)]
 
     def run() -> np.ndarray:
         features = tuple(model.vision.features(visuals))
-        return model.pooled([Prompt(each, features) for each in sequences]) if case.decoder else features[0].tokens
+        if not case.decoder:
+            return features[0].tokens
+        return model.pooled([Prompt(each, features) for each in sequences], batch_tokens)
 
     return run
 

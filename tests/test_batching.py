@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from random_checkpoint import TINY_2B, TINY_8B, Shape
 
-from runtime.graphs.batching import LONGEST_PREAMBLE, Batches, common_length, packs
+from runtime.graphs.batching import LONGEST_PREAMBLE, Batches, common_length, packs, pieces
 from runtime.graphs.decoder import Prompt
 from runtime.graphs.graph import NOWHERE, Arrays, Graph
 from runtime.graphs.model import Model
 from runtime.graphs.past import KEPT, KeptPasts
 from runtime.graphs.target import TARGETS
-from runtime.graphs.vision import VisualFeatures
+from runtime.graphs.vision import VisionEncoder, VisualFeatures
 from runtime.manifest import Manifest
+from runtime.media.image import Visual
 from runtime.prompts.encode import TokenSequence
 
 Packages = Callable[..., Path]
@@ -105,6 +106,16 @@ def test_a_long_prompt_in_chunks_equals_one_piece(opened: Opened, length: int) -
     np.testing.assert_allclose(found, expected, rtol=0, atol=close(opened) * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("most", [33, 64, 512])
+@pytest.mark.parametrize("length", [1, 64, 65, 130, 1066, 1067])
+def test_pieces_are_few_and_about_equal(length: int, most: int) -> None:
+    found = pieces(7, 7 + length, most)
+    assert [start for start, _ in found] == [7, *(stop for _, stop in found[:-1])] and found[-1][1] == 7 + length
+    sizes = [stop - start for start, stop in found]
+    assert len(sizes) == -(-length // most) and max(sizes) <= most and min(sizes) > 0
+    assert len(set(sizes[:-1])) <= 1 and max(sizes) - min(sizes) <= 2 * len(sizes)
+
+
 def test_pictures_may_lie_across_chunks(opened: Opened) -> None:
     pictures = {40: opened.features(60, 1), 110: opened.features(5, 2), 127: opened.features(30, 3)}
     prompts = [opened.prompt(200, visual=pictures)]
@@ -112,6 +123,26 @@ def test_pictures_may_lie_across_chunks(opened: Opened) -> None:
     found = opened.together(prompts, batch_tokens=64)
     assert len(opened.watched.calls) == 4
     np.testing.assert_allclose(found, expected, rtol=0, atol=close(opened) * np.abs(expected).max())
+
+
+def test_pictures_of_one_size_go_together_a_bounded_number_a_call(opened: Opened) -> None:
+    frames: list[int] = []
+
+    class Counting:
+        def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:
+            frames.append(len(feeds["patches"]))
+            return graph.run(names, feeds, into)
+
+    graph, config = opened.model.vision._opened(), opened.manifest.vision
+    patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    pixels = np.random.default_rng(0).standard_normal((12, 1, 64, patch), np.float32)
+    visuals = [Visual(each, (1, 8, 8), None, config.spatial_merge_size) for each in pixels]
+    found = VisionEncoder(config, Counting, batch_patches=5 * 64 + 63).features(visuals)
+    assert frames == [5, 5, 2]
+    for visual, each in zip(visuals, found, strict=True):
+        (alone,) = VisionEncoder(config, Counting, batch_patches=1).features([visual])
+        largest = np.abs(alone.tokens).max()
+        np.testing.assert_allclose(each.tokens, alone.tokens, rtol=0, atol=close(opened) * largest)
 
 
 @pytest.mark.parametrize("batch_tokens", [64, 256, 4096])

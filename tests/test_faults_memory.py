@@ -114,7 +114,7 @@ def test_an_input_that_does_not_go_alone_is_named(embedder: Qwen3VLEmbedder) -> 
     expected = embedder.process(TEXTS)
     shrink_decoder(embedder, 100)
     message = (
-        "inputs[4]: there is not enough memory for its 224 tokens, 1,024 in a call; "
+        "inputs[4]: there is not enough memory for its 224 tokens, 512 in a call; "
         "pass a smaller batch_tokens or max_length, or memory='low'."
     )
     with pytest.raises(OutOfMemoryError) as caught:

@@ -182,7 +182,15 @@ def test_long_inputs_go_in_shorter_pieces(package: Packages) -> None:
         Qwen3VLEmbedder(folder, **options)  # type: ignore[arg-type]
         for options in ({}, {"memory": "low"}, {"memory": "low", "batch_tokens": 33})
     )
-    assert (normal.batch_tokens, low.batch_tokens, chosen.batch_tokens) == (1024, 512, 33)
+    assert (normal.batch_tokens, low.batch_tokens, chosen.batch_tokens) == (512, 512, 33)
+
+
+@pytest.mark.parametrize(("mode", "tokens"), [("normal", 1024), ("low", 512)])
+def test_weights_that_every_call_unpacks_are_unpacked_for_more_tokens(mode: str, tokens: int) -> None:
+    schemes = {"model.language_model.layers.0.mlp.up_proj.weight": "int4-two-level-signed-block8"}
+    assert memory_policy(mode, schemes).batch_tokens == tokens
+    assert memory_policy(mode, {name: "int4-block32" for name in schemes}).batch_tokens == 512
+    assert memory_policy(mode, {"model.visual.merger.linear_fc1.weight": "int8-per-token"}).batch_tokens == 512
 
 
 @pytest.mark.parametrize("memory", ["high", "", None, 1])

@@ -9,6 +9,7 @@ from checkpoint_shapes import TINY_2B
 
 from runtime.graphs.decoder import Span
 from runtime.graphs.past import Past, empty_past
+from runtime.graphs.target import TARGETS
 from runtime.graphs.vision import VisualFeatures
 from runtime.manifest import Manifest
 from runtime.media.image import PatchGrid, Visual
@@ -133,7 +134,9 @@ def test_frames_attend_to_themselves_only(manifest: Manifest) -> None:
 
     assert operations((8, 1000)) == operations(*[(1, 1000)] * 8)
     assert operations((1, 2000)) == 2 * operations((2, 1000))
-    assert [call.frames for call in vision_calls(Work(1, 100, 0, ((20, 1000),)))] == [8, 8, 4]
+    assert [call.frames for call in vision_calls(Work(1, 100, 0, ((20, 1000),)))] == [2] * 10
+    on_cuda = vision_calls(Work(1, 100, 0, ((20, 1000),)), TARGETS["cuda"])
+    assert [call.frames for call in on_cuda] == [8, 8, 4]
 
 
 def test_the_vision_encoder_must_have_been_timed_for_a_picture(manifest: Manifest) -> None:

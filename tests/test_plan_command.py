@@ -69,7 +69,7 @@ def test_a_text_does_not_open_the_vision_encoder(run: Run, folder: Path) -> None
 @pytest.mark.parametrize("mode", ["normal", "low"])
 def test_the_parts_add_up_to_the_peak(run: Run, folder: Path, mode: str) -> None:
     found = facts(run, folder, "--tokens", 2000, "--image", "640x480", "--memory", mode)
-    assert found["memory"] == mode and found["batch_tokens"] == (1024 if mode == "normal" else 512)
+    assert found["memory"] == mode and found["batch_tokens"] == 512
     for each in found["inputs"]:
         anonymous, mapped = (sum(part[kind] for part in each["parts"]) for kind in ("anonymous", "mapped"))
         assert each["resident"] == anonymous + mapped

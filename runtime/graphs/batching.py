@@ -27,8 +27,8 @@ class Beginning:
 class Batches:
     """The prompts of one request, given in one or several parts; `batch_tokens` go through the decoder in a call.
 
-    Longer prompts go alone, in chunks of that many tokens. What all prompts so far begin with is kept as a past, and
-    the preamble of short ones in `preambles`, for the requests that follow.
+    Longer prompts go alone, in pieces of at most that many tokens. What all prompts so far begin with is kept as a
+    past, and the preamble of short ones in `preambles`, for the requests that follow.
     """
 
     def __init__(self, decoder: Decoder, batch_tokens: int, preambles: KeptPasts | None = None):
@@ -85,7 +85,8 @@ class Batches:
 
     def _first(self, prompt: Prompt, length: int) -> Past:
         """The past of a prompt's first tokens."""
-        return self._extended(Span(prompt, 0, length), self._decoder.empty_past(self._target.capacity(length)))
+        past = self._decoder.empty_past(self._target.capacity(length))
+        return self._extended(self._pieces(Span(prompt, 0, length)), past)
 
     def _calls_cost(self, prompts: Sequence[Prompt]) -> int:
         """What a past costs the prompts, in tokens: a call each where rows after a past do not go together."""
@@ -95,15 +96,24 @@ class Batches:
         """The output of one long span, [1, ...]."""
         capacity = self._target.capacity(span.stop)
         own = self._decoder.empty_past(capacity) if past is None else past.repeated(1, capacity)
-        last = span.stop - 1 - (len(span) - 1) % self._batch_tokens
-        own = self._extended(Span(span.prompt, span.start, last), own)
-        return self._decoder.pooled([Span(span.prompt, last, span.stop)], own)
+        *before, last = self._pieces(span)
+        return self._decoder.pooled([last], self._extended(before, own))
 
-    def _extended(self, span: Span, past: Past) -> Past:
-        """`past` with all of a span behind it, a chunk a call."""
-        for start in range(span.start, span.stop, self._batch_tokens):
-            past = self._decoder.extend(Span(span.prompt, start, min(start + self._batch_tokens, span.stop)), past)
+    def _extended(self, spans: Sequence[Span], past: Past) -> Past:
+        """`past` with these spans behind it, one a call."""
+        for span in spans:
+            past = self._decoder.extend(span, past)
         return past
+
+    def _pieces(self, span: Span) -> list[Span]:
+        return [Span(span.prompt, *each) for each in pieces(span.start, span.stop, self._batch_tokens, self._target)]
+
+
+def pieces(start: int, stop: int, most: int, target: Target = TARGETS["cpu"]) -> list[tuple[int, int]]:
+    """(start, stop) of as few pieces as can be, at most `most` tokens each and about equal."""
+    length = stop - start
+    size = min(most, target.padded(-(-length // -(-length // most))))
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def packs(lengths: Sequence[int], budget: int, past: int = 0, target: Target = TARGETS["cpu"]) -> list[list[int]]:

@@ -18,6 +18,7 @@ VISION_MATRICES = "model.visual."
 # down_proj of 8 bits. A few of them cost less than a copy of all weights in anonymous memory; many do not.
 IN_BLOCKS, FEW = "-block", 1 / 8
 TWO_LEVEL = "-two-level-"  # unpacked at every call, with or without prepacking
+UNPACKING_CALLS = 2  # so many times longer are the calls that unpack, so that there are fewer
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,12 @@ def memory_policy(mode: str, matrices: Mapping[str, str], target: Target = TARGE
     few then take float activations: nearer to the float model, and not to the last digit what the normal mode gives.
     """
     if mode == "normal":
-        # On the CPU a large picture's buffers would stay beside the decoder's, and taking them anew is nothing to its
-        # seconds; on a device it would be much.
+        # On the CPU a large picture's buffers would stay beside the decoder's, and taking them anew is one or two
+        # hundredths of its seconds; on a device it would be much.
         fast = {DECODER: GraphMemory(), VISION: GraphMemory(shrink=target == TARGETS["cpu"])}
-        return MemoryPolicy(fast, keep_vision=True, batch_tokens=target.batch_tokens, arena=target.arena)
+        unpacks = any(TWO_LEVEL in scheme for name, scheme in matrices.items() if not name.startswith(VISION_MATRICES))
+        batch_tokens = target.batch_tokens * (UNPACKING_CALLS if unpacks else 1)
+        return MemoryPolicy(fast, keep_vision=True, batch_tokens=batch_tokens, arena=target.arena)
     if mode != "low":
         raise InputError(f"memory is {mode!r}, expected 'normal' or 'low'.")
     graphs = {}
@@ -77,7 +80,7 @@ def memory_policy(mode: str, matrices: Mapping[str, str], target: Target = TARGE
         schemes = [scheme for name, scheme in matrices.items() if name.startswith(VISION_MATRICES) == (graph == VISION)]
         in_blocks = sum(IN_BLOCKS in scheme and TWO_LEVEL not in scheme for scheme in schemes)
         graphs[graph] = GraphMemory(prepack=in_blocks > FEW * len(schemes), shrink=True)
-    return MemoryPolicy(graphs, keep_vision=False, batch_tokens=target.batch_tokens // 2, arena=target.arena)
+    return MemoryPolicy(graphs, keep_vision=False, batch_tokens=target.low_batch_tokens, arena=target.arena)
 
 
 def resident(process: int | Literal["self"] = "self") -> Resident | None:

@@ -37,7 +37,7 @@ class Model:
         self.decoder = Decoder(open_graph(folder / decoder_file(manifest), providers, threads), manifest)
         self.preambles = KeptPasts()
         open_vision = partial(open_graph, folder / VISION, providers, threads)
-        self.vision = VisionEncoder(manifest.vision, open_vision, keep_vision)
+        self.vision = VisionEncoder(manifest.vision, open_vision, self.decoder.target.batch_patches, keep_vision)
 
     def prompt(self, sequence: TokenSequence, visuals: Sequence[Visual] = ()) -> Prompt:
         """A token sequence with the features of its visuals."""

@@ -14,8 +14,6 @@ from runtime.media.image import Visual
 from runtime.prompts.positions import PatchPositions, patch_positions
 from runtime.vectors import require_finite
 
-# Bounds the vision graph's memory: its widest activation is [patches, intermediate_size] float32.
-PATCHES_PER_CALL = 8192
 CACHED_GRIDS = 8
 # 33 kB each at 2B: tokens and three DeepStack levels of 2,048 numbers.
 REMEMBERED_TOKENS = 8192
@@ -29,9 +27,9 @@ class VisualFeatures:
     deepstack: np.ndarray
 
 
-def frames_per_call(patches: int) -> int:
+def frames_per_call(patches: int, batch_patches: int) -> int:
     """How many pictures or frame pairs of that many patches go through the vision encoder together."""
-    return max(1, PATCHES_PER_CALL // patches)
+    return max(1, batch_patches // patches)
 
 
 def joined(features: Sequence[VisualFeatures], levels: int, size: int) -> VisualFeatures:
@@ -44,11 +42,12 @@ def joined(features: Sequence[VisualFeatures], levels: int, size: int) -> Visual
 class VisionEncoder:
     """vision.onnx of one package, opened at the first picture. Runs may overlap in several threads.
 
-    Unless `keep`, it is released after each call of `features`.
+    Pictures of one size go through it together, `batch_patches` a call, or one alone. Unless `keep`, it is released
+    after each call of `features`.
     """
 
-    def __init__(self, config: VisionConfig, open_graph: Callable[[], Graph], keep: bool = True):
-        self._config, self._open_graph, self._keep = config, open_graph, keep
+    def __init__(self, config: VisionConfig, open_graph: Callable[[], Graph], batch_patches: int, keep: bool = True):
+        self._config, self._open_graph, self._batch_patches, self._keep = config, open_graph, batch_patches, keep
         self._graph: Graph | None = None
         self._lock = OwnLock()
         side = int(config.num_position_embeddings**0.5)
@@ -101,7 +100,7 @@ class VisionEncoder:
     def _run(self, frames: Sequence[np.ndarray], positions: PatchPositions) -> VisualFeatures:
         """All frames [F, P, patch] of one grid, a bounded number a call."""
         graph, rotary = self._opened(), positions.rotary
-        step = frames_per_call(len(rotary.cos))
+        step = frames_per_call(len(rotary.cos), self._batch_patches)
         tokens, deepstack = [], []
         stacked = frames[0] if len(frames) == 1 else np.concatenate(frames)
         for start in range(0, len(stacked), step):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from runtime.graphs.batching import packs
+from runtime.graphs.batching import packs, pieces
 from runtime.graphs.target import TARGETS, Target
 from runtime.graphs.vision import frames_per_call
 from runtime.manifest import TextConfig, VisionConfig
@@ -62,14 +62,14 @@ def decoder_calls(work: Work, batch_tokens: int, target: Target = TARGETS["cpu"]
     if target.padded(work.length) <= batch_tokens:
         found = packs([work.length] * work.rows, batch_tokens, target=target)
         return [DecoderCall(len(pack), target.padded(work.length)) for pack in found]
-    pieces = [(start, min(start + batch_tokens, work.length)) for start in range(0, work.length, batch_tokens)]
-    return [DecoderCall(1, target.padded(stop - start), start) for _ in range(work.rows) for start, stop in pieces]
+    cuts = pieces(0, work.length, batch_tokens, target)
+    return [DecoderCall(1, target.padded(stop - start), start) for _ in range(work.rows) for start, stop in cuts]
 
 
-def vision_calls(work: Work) -> Iterator[VisionCall]:
+def vision_calls(work: Work, target: Target = TARGETS["cpu"]) -> Iterator[VisionCall]:
     """The calls of `runtime.graphs.vision.VisionEncoder`."""
     for frames, patches in work.visuals * work.rows:
-        step = frames_per_call(patches)
+        step = frames_per_call(patches, target.batch_patches)
         for start in range(0, frames, step):
             yield VisionCall(min(step, frames - start), patches)
 
