@@ -69,11 +69,13 @@ def add_budgets(command: argparse.ArgumentParser) -> None:
 
 def add_resources(command: argparse.ArgumentParser) -> None:
     """What a run may take of the machine."""
-    defaults = ", ".join(f"{target.batch_tokens:,} on {name}" for name, target in TARGETS.items())
+    normal = ", ".join(f"{target.batch_tokens:,} on {name}" for name, target in TARGETS.items())
+    low = " and ".join(f"{target.low_batch_tokens:,}" for target in TARGETS.values())
     command.add_argument(
         "--batch-tokens",
         type=int,
-        help=f"tokens in a decoder call, longer inputs go in pieces (default {defaults}, in low memory half)",
+        help="tokens in a decoder call, longer inputs go in pieces "
+        f"(default {normal}, twice as many for --int4 on cpu; in low memory {low})",
     )
     command.add_argument("--threads", type=int, help="default: the CPUs this process may use")
     command.add_argument(
