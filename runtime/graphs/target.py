@@ -43,7 +43,8 @@ TARGETS = {
         distribution="onnxruntime",
         minimum_version=(1, 32),  # GroupQueryAttention's query_seqlens
         arena="cpu:0",
-        # What a call holds should fit into the last cache: 1,024 tokens, or 8,192 patches, take a tenth longer each.
+        # Each of 1,024 tokens takes up to an eighth longer than of 512, each of 8,192 patches a tenth than of 2,048
+        # (bench/RESULTS.md): less of what a call holds is still in a cache.
         batch_tokens=512,
         low_batch_tokens=512,
         batch_patches=2048,
