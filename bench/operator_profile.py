@@ -66,8 +66,9 @@ def last_run(events: list[dict[str, Any]]) -> tuple[dict[str, float], Counter[st
     starts = [event["ts"] for event in events if event.get("name") == "model_run"]
     for event in events:
         is_kernel = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-        if starts and is_kernel and event["ts"] >= starts[-1]:
-            operator = event["args"]["op_name"]
+        operator = event["args"]["op_name"] if is_kernel else ""
+        # A Scan's time is that of the operators in it, which have events of their own.
+        if starts and is_kernel and operator != "Scan" and event["ts"] >= starts[-1]:
             milliseconds[operator] += event["dur"] / 1e3  # from microseconds
             nodes[operator] += 1
     return milliseconds, nodes

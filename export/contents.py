@@ -1,7 +1,7 @@
 """The files of a package, written stage after stage into a folder."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from runtime.manifest import (
     GOLDEN,
     TOKENIZER,
     VISION,
+    VISION_UINT8,
     Loss,
     Manifest,
     Source,
@@ -106,13 +107,22 @@ class Contents:
         for graph in graphs:
             graph.write(self.folder, self.reporter.advance)
         names = [name for graph in graphs for name in (graph.name, graph.data_name)]
-        if plan.two_level:
-            variant = Graph(DECODER_UINT8, lender=graphs[0])
-            add_decoder(Parts(variant, self.checkpoint, replace(plan, to_uint8=True)), self.blueprint)
+        for variant in self._variants(graphs, replace(plan, to_uint8=True)):
             variant.write_model(self.folder)
             names.append(variant.name)
         shutil.copyfile(self.blueprint.folder / TOKENIZER, self.folder / TOKENIZER)
         return [*names, TOKENIZER]
+
+    def _variants(self, graphs: Sequence[Graph], plan: Plan) -> Iterator[Graph]:
+        """The graphs over the same weights for processors that saturate int8 products."""
+        decoder, vision = graphs
+        if plan.two_level:
+            parts = Parts(Graph(DECODER_UINT8, lender=decoder), self.checkpoint, plan)
+            add_decoder(parts, self.blueprint)
+            yield parts.graph
+        if plan.per_token:
+            parts = Parts(Graph(VISION_UINT8, lender=vision), self.checkpoint, plan)
+            yield build_vision(parts, self.blueprint.config.vision)
 
     def _given(self, package: LayerGraphs, calibration: Calibration | None, golden: Sequence[Sample]) -> Results | None:
         """What the package gives for the samples, and for the golden inputs where it is for this machine."""

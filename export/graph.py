@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, helper
 
 from quant.kernels import NUMPY_DTYPES
 from runtime.version import VERSION
@@ -63,8 +63,24 @@ class Node:
         inputs = [value.name if value else "" for value in self.inputs]
         outputs = [value.name for value in self.outputs]
         node = helper.make_node(self.operator, inputs, outputs, self.name, domain=self.domain or None)
-        node.attribute.extend(helper.make_attribute(name, value) for name, value in self.attributes.items())
+        for name, value in self.attributes.items():
+            node.attribute.append(helper.make_attribute(name, value.proto() if isinstance(value, Body) else value))
         return node
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """What an operator does with each piece of its inputs: a graph within the graph, which may use values around it."""
+
+    inputs: Sequence[Value]
+    nodes: Sequence[Node]
+    output: Value
+
+    def proto(self) -> GraphProto:
+        """As the operator's attribute has it."""
+        inputs = [value.proto() for value in self.inputs]
+        nodes = [node.proto() for node in self.nodes]
+        return helper.make_graph(nodes, "body", inputs, [self.output.proto()])
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,7 @@ class Graph:
         self._outputs: list[Value] = []
         self._declared: list[Value] = []
         self._nodes: list[Node] = []
+        self._count = 0  # of nodes, those in bodies included
         self._initializers: list[TensorProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
 
@@ -135,10 +152,23 @@ class Graph:
         attributes: Mapping[str, object] | None = None,
     ) -> Sequence[Value]:
         """Append `operator` with several outputs."""
-        name = f"{operator}_{len(self._nodes)}"
+        name = f"{operator}_{self._count}"
+        self._count += 1
         outputs = [Value(f"{name}:{index}") for index in range(num_outputs)]
         self._nodes.append(Node(name, operator, domain, inputs, outputs, attributes or {}))
         return outputs
+
+    def scan(self, body: Callable[..., Value], inputs: Sequence[Value], dtype: str, piece: Shape) -> Value:
+        """`body` of each piece along axis 0 of `inputs`, all pieces of that type and shape → its results, stacked.
+
+        Weights are declared outside of it all the same: onnxruntime would keep those of a body after prepacking them.
+        """
+        outside, self._nodes = self._nodes, []
+        pieces = [Value(f"piece_{self._count}:{index}", dtype, piece) for index in range(len(inputs))]
+        output = body(*pieces)
+        output.dtype, output.shape = dtype, piece
+        content, self._nodes = Body(pieces, self._nodes, output), outside
+        return self.op("Scan", *inputs, body=content, num_scan_inputs=len(inputs))
 
     def constant(self, content: np.ndarray) -> Value:
         """A small constant kept inside the model file (shapes, indices, scalars); equal ones are shared."""

@@ -1,10 +1,11 @@
 """The vision encoder as vision.onnx. Mirrors transformers' Qwen3VLVisionModel (4.57).
 
 Shapes: F equal-sized pictures or frame pairs, P patches each, D hidden, M = merge² patches a token, L DeepStack layers.
-Every F attends to itself only, so it is the batch dimension and attention needs no mask.
+Every F attends to itself only, so it is the batch dimension and attention needs no mask. What follows attention knows
+rows only, F·P of them, and takes them in pieces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,9 +29,10 @@ def build_vision(parts: Parts, config: VisionConfig) -> Graph:
     )
     hidden = patch_embedding(parts, config, patches)  # [F,P,D]
     hidden = graph.op("Add", hidden, position_embedding(parts, config))
+    pieces = Pieces(parts, patches, hidden_size)
     features = {}
     for index in range(config.depth):
-        hidden = block(parts, config, index, hidden, rotary)
+        hidden = block(parts, config, index, hidden, rotary, pieces)
         hidden.name = f"blocks.{index}:hidden"  # for comparing packages layer by layer
         if index in config.deepstack_visual_indexes:
             position = config.deepstack_visual_indexes.index(index)
@@ -73,14 +75,56 @@ def position_embedding(parts: Parts, config: VisionConfig) -> Value:
     return entering(parts, total)
 
 
-def block(parts: Parts, config: VisionConfig, index: int, hidden: Value, rotary: Sequence[Value]) -> Value:
-    """Attention and MLP with their residuals, [F,P,D] → [F,P,D]."""
+class Pieces:
+    """The graph input `pieces` [1], in how many pieces of equal length the rows of all pictures are taken.
+
+    A piece, as wide as an MLP makes it, stays in the caches where all rows would not, and takes less memory.
+    """
+
+    def __init__(self, parts: Parts, patches: Value, size: int):
+        self._parts, self._size = parts, size
+        # Where weights become uint8 there are no bodies: onnxruntime changes none that is used in one.
+        self._scans = parts.kernels.pieces and not parts.plan.to_uint8
+        graph, count = parts.graph, parts.graph.input("pieces", "int64", [1])
+        if self._scans:
+            rest, width = (graph.constant(np.array([number], np.int64)) for number in (-1, size))
+            self._cut = graph.op("Concat", count, rest, width, axis=0)  # n, R, D
+            self._whole = graph.op("Concat", graph.op("Shape", patches, end=2), width, axis=0)  # F, P, D
+
+    def each(self, function: Callable[..., Value], *inputs: Value) -> Value:
+        """`function` of pieces [R,D] of the `inputs` [F,P,D] → [F,P,D]; of all rows at once where there is no Scan."""
+        if not self._scans:
+            return function(*inputs)
+        graph, dtype = self._parts.graph, self._parts.kernels.activations
+        cut = [graph.op("Reshape", each, self._cut) for each in inputs]  # [n,R,D]
+        return graph.op("Reshape", graph.scan(function, cut, dtype, ["R", self._size]), self._whole)
+
+
+def block(
+    parts: Parts,
+    config: VisionConfig,
+    index: int,
+    hidden: Value,
+    rotary: Sequence[Value],
+    pieces: Pieces | None = None,
+) -> Value:
+    """Attention and MLP with their residuals, [F,P,D] → [F,P,D]; without `pieces` over all rows at once."""
     graph, size = parts.graph, config.hidden_size
     prefix = f"{PREFIX}.blocks.{index}"
     x = layer_norm(parts, hidden, f"{prefix}.norm1", size)
     query, key, value = linears(parts, x, _query_key_value(parts, f"{prefix}.attn.qkv", size))
     query, key = (graph.op("RotaryEmbedding", each, *rotary, num_heads=config.num_heads) for each in (query, key))
     attended = _attention(parts, query, key, value, config.num_heads)
+
+    def rest(hidden: Value, attended: Value) -> Value:
+        return _after_attention(parts, config, prefix, hidden, attended)
+
+    return pieces.each(rest, hidden, attended) if pieces else rest(hidden, attended)
+
+
+def _after_attention(parts: Parts, config: VisionConfig, prefix: str, hidden: Value, attended: Value) -> Value:
+    """The output projection and the MLP, each with its residual: two times [...,D] → [...,D]."""
+    graph, size = parts.graph, config.hidden_size
     hidden = graph.op("Add", hidden, linear(parts, attended, f"{prefix}.attn.proj", (size, size), bias=True))
     x = layer_norm(parts, hidden, f"{prefix}.norm2", size)
     x = _tanh_gelu(parts, x, f"{prefix}.mlp.linear_fc1", (config.intermediate_size, size))

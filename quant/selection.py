@@ -32,8 +32,8 @@ class Plan:
     """How the matrices of one package are stored.
 
     `block` of 4-bit weights, None for the precision's own. `massive`: matrices whose input has massive activations;
-    `folds` and `importance` (mean square of each input) by name, empty without calibration. `to_uint8`: as `TwoLevel`
-    has it.
+    `folds` and `importance` (mean square of each input) by name, empty without calibration. `to_uint8`: for processors
+    that saturate int8 products.
     """
 
     precision: str
@@ -50,6 +50,11 @@ class Plan:
         blocks = INT4_BLOCKS if self.two_level else INT4_BLOCKS[1:]
         if self.block is not None and self.block not in blocks:
             raise ValueError(f"{self.precision} block {self.block} is not one of {blocks}")
+
+    @property
+    def per_token(self) -> bool:
+        """Whether there are products that some processors saturate."""
+        return self.precision in ("int8", "int4") and self.kernels.per_token
 
     @property
     def two_level(self) -> bool:

@@ -4,7 +4,7 @@ The .onnx files get further outputs in memory, the weights stay where they are. 
 graph, so the memory of a run is hardly larger than without.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from runtime.graphs.session import create_session, default_threads, require_prov
 from runtime.manifest import Manifest
 
 if TYPE_CHECKING:
-    from onnx import GraphProto
+    from onnx import GraphProto, NodeProto
 
 OUTPUT, START, STEP = ":output", "tap:start", "tap:step"
 TOKENS = "tokens"  # an output of the vision graph
@@ -110,7 +110,11 @@ def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGra
         import onnx
     model = onnx.load(path, load_external_data=False)
     outputs = {output: node.op_type for node in model.graph.node for output in node.output}
-    values = {each.removesuffix(OUTPUT): each for each in outputs if each.endswith((OUTPUT, HIDDEN))}
+    values: dict[str, str] = {}
+    for node in model.graph.node:
+        for inside, outside, operator in _outputs_of_body(node):
+            outputs[outside], values[inside.removesuffix(OUTPUT)] = operator, outside
+        values |= {each.removesuffix(OUTPUT): each for each in node.output if _is_read(each)}
     if not any(each.endswith(HIDDEN) for each in values):
         raise PackageError(
             f"{path} has no names for its hidden states, it is from an earlier version; "
@@ -127,6 +131,23 @@ def open_tapped(path: Path, providers: Sequence[str], threads: int) -> TappedGra
     unscaled = frozenset(name for name, value in values.items() if outputs[value] in UNSCALED_OPERATORS)
     pooled = frozenset[str]() if is_vision else _pooled(values)
     return TappedGraph(SessionGraph(session), tuple(values), unscaled, pooled, is_vision)
+
+
+def _is_read(value: str) -> bool:
+    return value.endswith((OUTPUT, HIDDEN))
+
+
+def _outputs_of_body(scan: "NodeProto") -> Iterator[tuple[str, str, str]]:
+    """What is read inside the body of a Scan as further outputs of the Scan: the names there and here, the operator."""
+    from onnx import ValueInfoProto
+
+    for body in [attribute.g for attribute in scan.attribute if attribute.HasField("g")]:
+        for inside, operator in [(output, node.op_type) for node in body.node for output in node.output]:
+            if _is_read(inside):
+                outside = f"{inside}:pieces"  # [n, R, N]
+                body.output.append(ValueInfoProto(name=inside))
+                scan.output.append(outside)
+                yield inside, outside, operator
 
 
 def _pooled(values: Iterable[str]) -> frozenset[str]:

@@ -5,6 +5,7 @@ package/
 ├── decoder.onnx         token rows, decoder layers, head       decoder.onnx.data   its weights
 ├── decoder.uint8.onnx   where decoder.onnx unpacks 4-bit weights: the same for processors without VNNI, same weights
 ├── vision.onnx          patches to visual tokens, DeepStack    vision.onnx.data    its weights
+├── vision.uint8.onnx    where vision.onnx has int8 products: the same for processors without VNNI, same weights
 ├── tokenizer.json       the checkpoint's own tokenizer, untouched
 ├── golden.json          optional: a few inputs and what they give (runtime/golden.py)
 └── verify.json          optional: what `python -m export --verify` measured
@@ -21,15 +22,17 @@ from runtime.json_text import read_json
 from runtime.replacing import set_aside, take_back
 from runtime.typed_json import decoded
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 DECODER, VISION, TOKENIZER, VERIFY = "decoder.onnx", "vision.onnx", "tokenizer.json", "verify.json"
 GOLDEN = "golden.json"
 # In packages whose DECODER unpacks 4-bit weights: the same on uint8 products, for processors that saturate int8 ones.
 DECODER_UINT8 = "decoder.uint8.onnx"
+# In packages whose VISION multiplies uint8 by int8 in pieces of rows: the same with all rows at once.
+VISION_UINT8 = "vision.uint8.onnx"
 HASH_CHUNK = 4 * 2**20
 # Graphs are small and decide what is computed: they are hashed at every load; weights only by `check`.
-HASHED_AT_LOAD = (DECODER, DECODER_UINT8, VISION)
+HASHED_AT_LOAD = (DECODER, DECODER_UINT8, VISION, VISION_UINT8)
 
 Task = Literal["embedding", "reranker"]
 

@@ -22,12 +22,25 @@ def load(folder: Path, name: str) -> onnx.ModelProto:
     return onnx.load(folder / name, load_external_data=False)
 
 
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, each followed by those of its body."""
+    for node in graph.node:
+        yield node
+        for body in bodies(node):
+            yield from every_node(body)
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graph within a Scan, if it is one."""
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+
+
 def operators(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.node)
+    return Counter(node.op_type for node in every_node(model.graph))
 
 
 def nodes(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type == kind]
+    return [node for node in every_node(model.graph) if node.op_type == kind]
 
 
 def external(tensor: onnx.TensorProto) -> tuple[str, int, int]:

@@ -12,17 +12,18 @@ import onnx
 import pytest
 from agreement_inputs import picture
 from checkpoint_shapes import TINY_2B, TINY_8B, Shape
-from onnx_files import load, nodes
+from onnx_files import bodies, load, nodes
 from qwen_tokenizer import Task
 
 from quant.prompts import Prompt, sample_prompt
 from runtime.errors import InputError
-from runtime.graphs import decoder
+from runtime.graphs import decoder, vision
 from runtime.graphs.graph import NOWHERE, Arrays, SessionGraph
 from runtime.graphs.model import Model
 from runtime.graphs.package import open_encoder
 from runtime.graphs.session import create_session, session_options
 from runtime.graphs.target import TARGETS
+from runtime.graphs.vision import pieces_of
 from runtime.manifest import DECODER, VISION, Manifest
 from runtime.prompts.encode import TokenSequence
 
@@ -55,11 +56,18 @@ class CountingGraph:
 
     def __init__(self, path: Path, counts: dict[str, set[int]]):
         model = load(path.parent, path.name)
-        self.products = [node.input[1] for node in nodes(model, "MatMulNBits")]
-        for node in nodes(model, "MatMulNBits"):
-            shape = f"{node.input[1]}:shape"
-            model.graph.node.append(onnx.helper.make_node("Shape", [node.input[0]], [shape], end=-1))
-            model.graph.output.append(onnx.ValueInfoProto(name=shape))
+        self.shapes: dict[str, str] = {}
+        for scan in (None, *nodes(model, "Scan")):
+            graph = model.graph if scan is None else bodies(scan)[0]
+            for node in [each for each in graph.node if each.op_type == "MatMulNBits"]:
+                shape = f"{node.input[1]}:shape"
+                graph.node.append(onnx.helper.make_node("Shape", [node.input[0]], [shape], end=-1))
+                if scan is not None:
+                    graph.output.append(onnx.ValueInfoProto(name=shape))
+                    shape = f"{shape}s"
+                    scan.output.append(shape)
+                model.graph.output.append(onnx.ValueInfoProto(name=shape))
+                self.shapes[node.input[1]] = shape
         options = session_options(threads=1)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         session = create_session(model.SerializeToString(), options)
@@ -67,9 +75,10 @@ class CountingGraph:
 
     def run(self, names: Sequence[str], feeds: Arrays, into: Arrays = NOWHERE) -> list[np.ndarray]:
         """As `Graph.run`."""
-        outputs = self.graph.run([*names, *(f"{name}:shape" for name in self.products)], feeds, into)
-        for name, shape in zip(self.products, outputs[len(names) :], strict=True):
-            self.counts.setdefault(name, set()).add(int(np.prod(shape)))
+        outputs = self.graph.run([*names, *self.shapes.values()], feeds, into)
+        for name, shape in zip(self.shapes, outputs[len(names) :], strict=True):
+            each = shape[0] if shape.ndim > 1 else shape  # a Scan has one for every piece, all equal
+            self.counts.setdefault(name, set()).add(int(np.prod(each)))
         return list(outputs[: len(names)])
 
 
@@ -84,8 +93,9 @@ def row_counts(folder: Path, batches: list[list[Prompt]]) -> dict[str, set[int]]
 
 @pytest.mark.parametrize("precision", ["int8-portable", "int4-portable"])
 def test_products_in_blocks_see_an_even_number_of_rows(
-    package: Callable[..., Path], model: tuple[Shape, Task], precision: str
+    package: Callable[..., Path], model: tuple[Shape, Task], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(vision, "pieces_of", lambda rows: pieces_of(rows, wanted=8))  # else these are one piece
     folder = package(*model, precision)
     texts = [prompt(folder, {"text": "a" + " stone" * words}) for words in range(4)]
     pictures = [prompt(folder, {"image": picture(1, size)}) for size in ((96, 96), (64, 96))]

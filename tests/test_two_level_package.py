@@ -12,7 +12,7 @@ from scheme_graphs import needs_exact_int8
 
 from runtime import Qwen3VLEmbedder
 from runtime.graphs import model
-from runtime.graphs.model import decoder_file
+from runtime.graphs.model import graph_file
 from runtime.manifest import DECODER, DECODER_UINT8, Manifest
 
 Packages = Callable[..., Path]
@@ -40,7 +40,7 @@ def test_only_these_packages_have_two(package: Packages) -> None:
 @pytest.mark.parametrize(("saturates", "file"), [(False, DECODER), (True, DECODER_UINT8)])
 def test_the_processor_decides(package: Packages, monkeypatch: pytest.MonkeyPatch, saturates: bool, file: str) -> None:
     monkeypatch.setattr(model, "products_saturate", lambda: saturates)
-    assert decoder_file(Manifest.read(package(TINY_2B, "embedding", "int4"))) == file
+    assert graph_file(Manifest.read(package(TINY_2B, "embedding", "int4")), DECODER) == file
 
 
 @needs_exact_int8

@@ -10,7 +10,7 @@ from runtime.errors import InputError
 from runtime.graphs.graph import SessionGraph
 from runtime.graphs.session import open_session
 from runtime.graphs.target import TARGETS, Target
-from runtime.manifest import DECODER, VISION
+from runtime.manifest import DECODER, VISION, VISION_UINT8
 
 MemoryMode = Literal["normal", "low"]
 VISION_MATRICES = "model.visual."
@@ -47,7 +47,7 @@ class MemoryPolicy:
 
     def open_graph(self, path: Path, providers: Sequence[str], threads: int) -> SessionGraph:
         """A `runtime.graphs.graph.OpenGraph`. Raises PackageError."""
-        memory = self.graphs[VISION if path.name == VISION else DECODER]
+        memory = self.graphs[VISION if path.name in (VISION, VISION_UINT8) else DECODER]
         session = open_session(path, providers, threads, memory.prepack)
         return SessionGraph(session, self.arena, memory.shrink)
 

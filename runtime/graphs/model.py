@@ -12,9 +12,11 @@ from runtime.graphs.graph import OpenGraph, open_graph
 from runtime.graphs.past import KeptPasts
 from runtime.graphs.probe import products_saturate
 from runtime.graphs.vision import VisionEncoder
-from runtime.manifest import DECODER, DECODER_UINT8, VISION, Manifest
+from runtime.manifest import DECODER, DECODER_UINT8, VISION, VISION_UINT8, Manifest
 from runtime.media.image import Visual
 from runtime.prompts.encode import TokenSequence
+
+UINT8_GRAPHS = {DECODER: DECODER_UINT8, VISION: VISION_UINT8}
 
 
 class Model:
@@ -34,9 +36,9 @@ class Model:
         keep_vision: bool = True,
     ):
         self.manifest = manifest
-        self.decoder = Decoder(open_graph(folder / decoder_file(manifest), providers, threads), manifest)
+        self.decoder = Decoder(open_graph(folder / graph_file(manifest, DECODER), providers, threads), manifest)
         self.preambles = KeptPasts()
-        open_vision = partial(open_graph, folder / VISION, providers, threads)
+        open_vision = partial(open_graph, folder / graph_file(manifest, VISION), providers, threads)
         self.vision = VisionEncoder(manifest.vision, open_vision, self.decoder.target.batch_patches, keep_vision)
 
     def prompt(self, sequence: TokenSequence, visuals: Sequence[Visual] = ()) -> Prompt:
@@ -55,7 +57,7 @@ class Model:
         return np.stack([found[index] for index in range(len(prompts))])
 
 
-def decoder_file(manifest: Manifest) -> str:
-    """The decoder to open on this processor: not the one whose products would saturate."""
-    has_other = DECODER_UINT8 in {file.name for file in manifest.files}
-    return DECODER_UINT8 if has_other and products_saturate() else DECODER
+def graph_file(manifest: Manifest, name: str) -> str:
+    """The file of the graph `name` to open on this processor: not the one whose products would saturate."""
+    other = UINT8_GRAPHS[name]
+    return other if other in {file.name for file in manifest.files} and products_saturate() else name

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.graphs.memory import MemoryPolicy, Resident
+from runtime.graphs.model import graph_file
+from runtime.graphs.vision import pieces_of
 from runtime.manifest import DECODER, VISION, Manifest
 from runtime.planning.weights import FLOAT_BYTES, graph_weights, table_bytes, unpacking_bytes
 from runtime.planning.work import Work, decoder_calls, vision_calls
@@ -65,6 +67,7 @@ class Footprint:
             Part("process, libraries, tokenizer", process.anonymous, process.mapped),
             Part("weights of the decoder", decoder.anonymous, decoder.mapped),
         )
+        self._in_pieces = graph_file(manifest, VISION) == VISION
         self._vision_weights = Part("weights of the vision encoder", vision.anonymous, vision.mapped)
         self._table, self._unpacking = table_bytes(manifest), unpacking_bytes(manifest)
 
@@ -98,13 +101,16 @@ class Footprint:
 
     def _encoding(self, work: Work) -> list[Part]:
         vision, levels = self._vision, len(self._vision.deepstack_visual_indexes)
-        # At its widest in the MLP: what goes into Gelu, what comes out and its scratch, the hidden state beside them.
-        widest = FLOAT_BYTES * (3 * vision.intermediate_size + vision.hidden_size)
-        deepstack = FLOAT_BYTES * levels * vision.out_hidden_size // vision.spatial_merge_size**2
         together = max(call.frames * call.patches for call in vision_calls(work))
+        piece = together // pieces_of(together) if self._in_pieces else together
+        # In attention q, k and v, the same by heads, what comes out and the hidden state; in the MLP what goes into
+        # Gelu, what comes out and its scratch, and of all rows what attention gave and the hidden states beside it.
+        attention = together * 8 * vision.hidden_size
+        mlp = piece * 3 * vision.intermediate_size + together * (3 if self._in_pieces else 1) * vision.hidden_size
+        deepstack = together * levels * vision.out_hidden_size // vision.spatial_merge_size**2
         return [
             Part("patches", self._patches(work)),
-            Part("buffers of the vision encoder", together * (widest + deepstack)),
+            Part("buffers of the vision encoder", FLOAT_BYTES * (max(attention, mlp) + deepstack)),
             Part("features, and as outputs", 2 * work.rows * work.visual_tokens * self._feature()),
         ]
 
