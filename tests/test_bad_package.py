@@ -15,7 +15,7 @@ from random_checkpoint import TINY_2B, Shape
 
 from runtime import FetchLimits, InputError, PackageError, Qwen3VLEmbedder, Qwen3VLReranker
 from runtime.commands.cli import main
-from runtime.manifest import MANIFEST_NAME, Manifest
+from runtime.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest
 
 Folders = Callable[[Shape, Task], Path]
 FILES = ("decoder.onnx", "decoder.onnx.data", "vision.onnx", "vision.onnx.data", "tokenizer.json")
@@ -79,9 +79,9 @@ def test_a_tokenizer_that_panics_is_named(copy: Path) -> None:
 def test_other_formats_and_changed_manifests_are_refused(copy: Path) -> None:
     path = copy / MANIFEST_NAME
     content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**content, "format_version": 2}), encoding="utf-8")
+    path.write_text(json.dumps({**content, "format_version": FORMAT_VERSION + 1}), encoding="utf-8")
     assert refusal(copy) == (
-        f"{path} has package format 2, this runtime reads format 1; "
+        f"{path} has package format {FORMAT_VERSION + 1}, this runtime reads format {FORMAT_VERSION}; "
         "export the package again with the installed version."
     )
     path.write_text(json.dumps({**content, "precision": "int8"}), encoding="utf-8")
