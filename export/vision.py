@@ -78,7 +78,7 @@ def position_embedding(parts: Parts, config: VisionConfig) -> Value:
 class Pieces:
     """The graph input `pieces` [1], in how many pieces of equal length the rows of all pictures are taken.
 
-    A piece, as wide as an MLP makes it, stays in the caches where all rows would not, and takes less memory.
+    Large pictures take less time and, an MLP being what is widest here, half the memory for buffers.
     """
 
     def __init__(self, parts: Parts, patches: Value, size: int):

@@ -63,7 +63,7 @@ CPU = Kernels(
     multi_head=True,  # the flash path
     scatter_add=True,
     biased_gelu=True,
-    pieces=True,  # to the bit what all rows at once give, on two cores up to a tenth faster
+    pieces=True,  # quantised to the bit what all rows at once give; 6 % less time in it on two cores
 )
 CUDA = Kernels(
     # GroupQueryAttention has no float32 kernel there, and float16 overflows in the vision encoder's MLP.

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,8 @@ import pytest
 
 from export.graph import Graph
 from quant.schemes import Linear, Scheme
+from runtime import Qwen3VLEmbedder
+from runtime.graphs import model
 from runtime.graphs.probe import products_saturate
 from runtime.graphs.session import open_session
 
@@ -92,3 +95,14 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
 
 # Where this skips, a package runs decoder.uint8.onnx, whose form these tests run everywhere.
 needs_exact_int8 = pytest.mark.skipif(products_saturate(), reason="this processor saturates uint8 × int8 products")
+
+
+def vectors_on_both_kinds(
+    folder: Path, items: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> list[np.ndarray]:
+    """What a package gives as on a processor that multiplies int8 exactly, and as on one that does not."""
+    found = []
+    for saturates in (False, True):
+        monkeypatch.setattr(model, "products_saturate", lambda saturates=saturates: saturates)
+        found.append(Qwen3VLEmbedder(folder).process(items))
+    return found

@@ -8,9 +8,8 @@ import pytest
 from checkpoint_shapes import TINY_2B, TINY_8B
 from onnx_files import external, load, operators, weights
 from random_checkpoint import Shape
-from scheme_graphs import needs_exact_int8
+from scheme_graphs import needs_exact_int8, vectors_on_both_kinds
 
-from runtime import Qwen3VLEmbedder
 from runtime.graphs import model
 from runtime.graphs.model import graph_file
 from runtime.manifest import DECODER, DECODER_UINT8, Manifest
@@ -45,11 +44,7 @@ def test_the_processor_decides(package: Packages, monkeypatch: pytest.MonkeyPatc
 
 @needs_exact_int8
 def test_both_decoders_give_the_same_vectors(package: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, found = package(TINY_2B, "embedding", "int4"), []
-    for saturates in (False, True):
-        monkeypatch.setattr(model, "products_saturate", lambda saturates=saturates: saturates)
-        found.append(Qwen3VLEmbedder(folder).process(ITEMS))
-    assert np.array_equal(*found)
+    assert np.array_equal(*vectors_on_both_kinds(package(TINY_2B, "embedding", "int4"), ITEMS, monkeypatch))
 
 
 def test_weights_stay_packed_and_every_matrix_is_unpacked_once(package: Packages) -> None:

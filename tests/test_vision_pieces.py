@@ -8,7 +8,7 @@ import pytest
 from checkpoint_shapes import TINY_2B, TINY_8B
 from onnx_files import bodies, external, load, nodes, operators, weights
 from random_checkpoint import Shape
-from scheme_graphs import needs_exact_int8
+from scheme_graphs import needs_exact_int8, vectors_on_both_kinds
 
 from quant.prompts import prompts
 from quant.taps import TappedPackage
@@ -109,11 +109,7 @@ def test_the_processor_decides(package: Packages, monkeypatch: pytest.MonkeyPatc
 
 @needs_exact_int8
 def test_both_graphs_give_the_same_vectors(package: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, found = package(TINY_2B, "embedding", "int8"), []
-    for saturates in (False, True):
-        monkeypatch.setattr(model, "products_saturate", lambda saturates=saturates: saturates)
-        found.append(Qwen3VLEmbedder(folder).process(ITEMS))
-    assert np.array_equal(*found)
+    assert np.array_equal(*vectors_on_both_kinds(package(TINY_2B, "embedding", "int8"), ITEMS, monkeypatch))
 
 
 def test_values_in_a_body_are_read_as_those_outside(package: Packages, monkeypatch: pytest.MonkeyPatch) -> None:

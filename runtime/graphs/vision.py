@@ -16,7 +16,7 @@ from runtime.prompts.positions import PatchPositions, patch_positions
 from runtime.vectors import require_finite
 
 CACHED_GRIDS = 8
-# Rows that go through an MLP together: a few megabytes, which stay in the caches. 64 to 512 are about as fast.
+# Rows that go through an MLP together; 64 to 512 are about as fast, and fewer are more calls (bench/RESULTS.md).
 PIECE_ROWS = 512
 # 33 kB each at 2B: tokens and three DeepStack levels of 2,048 numbers.
 REMEMBERED_TOKENS = 8192
