@@ -23,7 +23,7 @@ from runtime.search.index_files import taken
 from runtime.search.vector_store import CANDIDATES, STORES, VECTORS, StoreName, VectorStore
 
 SIDE = 96  # pixels: what the small embedder looks at
-DIMENSIONS = (128, 64, 32)
+DIMENSIONS = (256, 128, 64, 32)
 TOP = 10
 NOT_FOUND = -2.0  # below every cosine
 

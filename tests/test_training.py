@@ -7,6 +7,7 @@ import random
 import subprocess
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +20,27 @@ from random_checkpoint import TINY_2B, Shape
 from torch.nn import functional as F
 
 from export.reference import ReferenceEmbedder, ReferenceReranker
+from quant.fold import largest_by_column, smoothing_scales
+from quant.per_token import PerToken
+from quant.statistics import InputStatistics
 from runtime.media.image import patchify
 from runtime.prompts.positions import text_rotary
 from training import embedder
 from training.augment import PATCH, augmented, patches
-from training.checkpoint import SHAPES, new_model, read_weights
+from training.checkpoint import EMBEDDER, RERANKER, TEACHER, new_model, read_weights
 from training.comparison import AT_END, AT_QUERY, COMPARED, lay_out
 from training.concepts import Concept
 from training.curves import joined
 from training.drawings import read_drawings
 from training.evaluate import yes_logits
-from training.model import Qwen3VL
+from training.model import Prompts, Qwen3VL
+from training.noise import disturbed, noisy, smoothing, unsteadiness
 from training.prompts import Prompter
 from training.rotation import as_rotation
-from training.schedule import record, rounded
+from training.schedule import record
 from training.sources import NpmPackage, fetch
 from training.texts import said_about
+from training.widen import KEPT, widen
 
 Checkpoints = Callable[[Shape, Task], Path]
 TEXTS = ["a red car", "rain", "一辆红色的汽车"]
@@ -169,26 +175,95 @@ def test_drawings_that_were_cut_short_are_rendered_again(monkeypatch: pytest.Mon
     assert read_drawings([], tmp_path).size == 0
 
 
-def test_rounded_weights_are_put_back(checkpoint: Checkpoints) -> None:
+def test_noise_moves_what_is_read_and_leaves_nothing_behind(checkpoint: Checkpoints) -> None:
     model, prompter = load(checkpoint(TINY_2B, "embedding"))
     prompts = prompter.embedding(prompter.ids(TEXTS), INSTRUCTION)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plain = model.read(prompts)
-    with rounded(model):
-        coarse = model.read(prompts)
-        coarse.sum().backward()
-        weight = model.model["language_model"].layers[0].mlp.up_proj.weight
-        assert all(len(each.unique()) <= 16 for each in weight[0].view(-1, 32))
-    assert (coarse - plain).abs().max() > 1e-3
+    with noisy(model):
+        moved = model.read(prompts)
+        moved.sum().backward()
+    assert 0.01 < ((moved - plain).norm() / plain.norm()).item() < 0.15
+    weight = model.model["language_model"].layers[0].mlp.up_proj.weight
     assert weight.grad is not None and weight.grad.abs().max() > 0
+    assert torch.equal(model.read(prompts), plain)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_noise_has_the_variance_of_the_codes() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(500, 256)
+    scheme = PerToken()
+    stored = torch.from_numpy(scheme.dequantize(*scheme.quantize(rows.numpy())))
+    assert 0.95 < (disturbed(rows) - rows).std() / (stored - rows).std() < 1.05
+
+
+def test_noise_is_smoothed_as_an_export_smooths() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 40, 24) * torch.linspace(0.1, 5, 24), torch.randn(16, 24) * torch.linspace(2, 0.5, 24)
+    rows = x.flatten(0, 1).numpy()
+    statistics = InputStatistics(np.square(rows).mean(axis=0), np.abs(rows).max(axis=0))
+    expected = smoothing_scales(statistics, largest_by_column([weight.numpy()]))
+    found = smoothing(x, weight)
+    assert np.allclose(found / found.log().mean().exp(), expected, rtol=1e-4)  # but for a factor that all share
+
+
+def test_only_what_moves_the_order_of_the_nearest_is_unsteady() -> None:
+    torch.manual_seed(0)
+    exact, noise, anchors = torch.randn(50, 64), torch.randn(50, 64), torch.randn(300, 64)
+    target = torch.arange(50)
+
+    def found(*arguments: torch.Tensor) -> float:
+        return unsteadiness(*arguments, target).item()
+
+    plain = found(exact, exact + 0.01 * noise, anchors)
+    assert math.isclose(found(exact, exact + 0.02 * noise, anchors), plain + math.log(4), abs_tol=0.02)
+    assert math.isclose(found(3 * exact, 3 * exact + 0.03 * noise, 5 * anchors), plain, abs_tol=1e-3)
+    common = F.normalize(torch.randn(64), dim=0) * 20
+    anchors = anchors - anchors @ common[:, None] * common / 400
+    exact = exact - exact @ common[:, None] * common / 400
+    alone = found(exact, exact + 0.01 * noise, anchors)
+    # What all vectors share draws their cosines together, and the noise in these as much.
+    assert math.isclose(found(exact + common, exact + common + 0.01 * noise, anchors), alone, abs_tol=0.3)
+
+
+@torch.no_grad()
+def test_a_widened_embedder_computes_what_its_layers_did(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = replace(EMBEDDER.text, vocab_size=300, intermediate_size=TEACHER.text.intermediate_size)
+    shapes = replace(TEACHER, text=replace(TEACHER.text, vocab_size=320)), replace(EMBEDDER, text=text)
+    models = []
+    for name, shape in zip(("narrow", "wide"), shapes, strict=True):
+        (tmp_path / name).mkdir()
+        config = json.dumps(config_json(shape, "bfloat16"))
+        (tmp_path / name / "config.json").write_text(config, encoding="utf-8")
+        models.append(new_model(tmp_path / name))
+    narrow, wide = models
+    for norm in (each for each in narrow.modules() if isinstance(each, torch.nn.RMSNorm)):
+        norm.weight.uniform_(0.5, 2)
+    narrow.model["language_model"].norm.weight.fill_(1)  # the only one that no matrix follows
+    narrow.table.mul_(50)  # so that a norm's epsilon, which is not widened, is nothing beside it
+    widen(narrow, wide, {index: index + 20 for index in range(300)})
+    language, visual = narrow.model["language_model"], narrow.model["visual"]
+    language.layers = torch.nn.ModuleList([language.layers[index] for index in KEPT])
+    visual.blocks = visual.blocks[: EMBEDDER.vision.depth]
+    own = torch.randint(20, 320, (5, 12))
+    is_visual = torch.zeros(5, 12, dtype=torch.bool)
+    is_visual[:, 3:9] = True
+    looked = [each.look(torch.randn(5, 24, 1536, generator=torch.manual_seed(1)), (4, 6)) for each in (narrow, wide)]
+    prompts = Prompts(own[0, :2], own, torch.full((5,), 11), is_visual, [CELLS])
+    expected = narrow.read(prompts, looked[0])
+    found = wide.read(replace(prompts, prefix=prompts.prefix - 20, own=own - 20), looked[1])
+    for size in (32, 64, 128):
+        one, other = (F.normalize(each, dim=-1) for each in (expected[:, :size], found[:, : 2 * size]))
+        assert (one @ one.T - other @ other.T).abs().max() < 1e-5
 
 
 @torch.no_grad()
 def test_the_written_layer_answers_with_the_cosine(tmp_path: Path) -> None:
     """States as the layers below are taught to leave them, among others, at several distances."""
     torch.manual_seed(0)
-    (tmp_path / "config.json").write_text(json.dumps(config_json(SHAPES["reranker"], "bfloat16")), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(config_json(RERANKER, "bfloat16")), encoding="utf-8")
     model = new_model(tmp_path)
     length, count, yes, no = 20.0, 32, 5, 6
     lay_out(model, length, yes, no)

