@@ -17,7 +17,7 @@ PICTURES, INDEX, SHEET = str(DEMO / "pictures"), str(DEMO / "index"), str(DEMO /
 # Text queries in three languages, each for a picture that is there, then one of another drawing style than these.
 QUERIES = (("--text", "bicycle"), ("--text", "Kirschen"), ("--text", "圣诞树"))
 NOTICE = """
-The models are small (3.6 and 3.8 million numbers) and know emoji: of all English names every fourth or so finds its own
+The models are small (3.9 and 3.8 million numbers) and know emoji: of all English names every fourth or so finds its own
 picture first among 1,652, of others fewer. What it shows is the whole way; the published models, 2B and 8B, go the same
 way: python -m export --model Qwen3-VL-Embedding-2B --int8"""
 
