@@ -38,7 +38,7 @@ TEACHER = Shape(  # an embedder from which both others begin
     ),
     tied=True,
 )
-# Wide and shallow: rounding adds up over fewer layers, and more of it falls on directions that no layer reads.
+# Wide and shallow: rounding exchanges fewer pictures than in the teacher (docs/training.md).
 EMBEDDER = Shape(
     replace(TEACHER.text, hidden_size=256, intermediate_size=256, num_hidden_layers=4, vocab_size=4096),
     replace(TEACHER.vision, depth=5),

@@ -34,7 +34,7 @@ DIMENSIONS = (256, 128, 64, 32)
 BATCH = 128  # concepts
 ANCHORS_FASTER = 6  # they have nothing but themselves to learn, and may jump
 FIRST_SHARPNESS, LATER_SHARPNESS = 14.0, 25.0  # factors of cosines before a softmax
-SHARPEST = 10.0  # the less, the further apart cosines have to be, and the less does rounding change their order
+SHARPEST = 10.0  # the less, the further apart cosines have to be
 # What the published models are asked for on the query's side, and their default.
 INSTRUCTIONS = (DEFAULTS["embedding"].default_instruction, "Retrieve images or text relevant to the user's query.")
 

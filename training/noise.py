@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quant.fold import SMOOTHING
+from quant.fold import smoothing_scales
+from quant.statistics import InputStatistics
 from training.model import Qwen3VL
 
 LARGEST = 127  # 8-bit code, on either side of zero
@@ -60,7 +61,7 @@ def _product(module: nn.Linear, x: Tensor) -> Tensor:
 
 
 def smoothing(x: Tensor, weight: Tensor) -> Tensor:
-    """What an export folds between x [..., K] and a weight [N, K], as `quant.fold.smoothing_scales`, [K]."""
+    """What an export would fold between x [..., K] and a weight [N, K], [K]."""
     rows = x.flatten(0, -2)
-    activation = (rows.abs().amax(0) * rows.square().mean(0).sqrt()).sqrt().clamp(min=1e-5)
-    return activation**SMOOTHING / weight.abs().amax(0).clamp(min=1e-5) ** (1 - SMOOTHING)
+    statistics = InputStatistics(rows.square().mean(0).cpu().numpy(), rows.abs().amax(0).cpu().numpy())
+    return torch.from_numpy(smoothing_scales(statistics, weight.abs().amax(0).cpu().numpy())).to(x.device)
